@@ -1,0 +1,671 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* config.c - the configuration of one VM: reading, checking, the guest's digest
+ *
+ * Theory of operation: GKeyFile reads the values, but it merges groups that are given twice, takes
+ * the last of two equal keys and knows no line numbers. So the text is scanned line by line first:
+ * that refuses what GKeyFile would pass in silence and remembers the line of each key. Then every
+ * line must be in the table (config-keys.c), every key of the table is read, from the file or from
+ * its default, and last come the rules that tie keys to each other.
+ */
+#include "config.h"
+#include "config-keys.h"
+
+#include "fd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    FILE_MAX_BYTES = 1024 * 1024, /* a configuration has some 2 KiB; more is the wrong file */
+    SHOWN_MAX = 64,               /* characters of a name out of the file in a message */
+    HEARTBEATS_PER_LIMIT = 3,     /* one lost heartbeat must not look like a dead host */
+};
+
+G_DEFINE_QUARK(config - error - quark, config_error)
+
+/* One `key=value` or `[group]` (key NULL) of the text. */
+typedef struct Line {
+    char *group;
+    char *key;
+    unsigned number;
+} Line;
+
+typedef struct Parse {
+    const char *file;
+    GKeyFile *key_file;
+    GArray *lines; /* Line */
+    Config *config;
+} Parse;
+
+static void
+line_clear(gpointer data)
+{
+    Line *line = data;
+
+    g_free(line->group);
+    g_free(line->key);
+}
+
+static void
+parse_clear(Parse *parse)
+{
+    g_clear_pointer(&parse->key_file, g_key_file_free);
+    g_clear_pointer(&parse->lines, g_array_unref);
+    g_clear_pointer(&parse->config, config_free);
+}
+
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Parse, parse_clear)
+
+static const Line *
+find_line(const Parse *parse, const char *group, const char *key)
+{
+    for (guint i = 0; i < parse->lines->len; i++) {
+        const Line *line = &g_array_index(parse->lines, Line, i);
+
+        if (g_str_equal(line->group, group) && g_strcmp0(line->key, key) == 0)
+            return line;
+    }
+    return NULL;
+}
+
+/* A key that is missing is reported at its group's line; a missing group at line 1. */
+static unsigned
+line_number(const Parse *parse, const char *group, const char *key)
+{
+    const Line *line = find_line(parse, group, key);
+
+    if (!line)
+        line = find_line(parse, group, NULL);
+    return line ? line->number : 1;
+}
+
+/* Sets "FILE:LINE: [group] key: problem"; @group and @key may be NULL. Always FALSE. */
+static gboolean
+fail_line(const Parse *parse, ConfigError code, unsigned number, const char *group, const char *key,
+          const char *problem, GError **error)
+{
+    g_autoptr(GString) where = g_string_new(NULL);
+
+    if (group)
+        g_string_append_printf(where, " [%.*s]", SHOWN_MAX, group);
+    if (key)
+        g_string_append_printf(where, " %.*s", SHOWN_MAX, key);
+    if (where->len > 0)
+        g_string_append_c(where, ':');
+
+    /* The cut at SHOWN_MAX may have split a character. */
+    g_autofree char *shown = g_utf8_make_valid(where->str, (gssize)where->len);
+
+    g_set_error(error, CONFIG_ERROR, code, "%s:%u:%s %s", parse->file, number, shown, problem);
+    return FALSE;
+}
+
+static gboolean
+fail(const Parse *parse, ConfigError code, const char *group, const char *key, const char *problem,
+     GError **error)
+{
+    return fail_line(parse, code, line_number(parse, group, key), group, key, problem, error);
+}
+
+/* --- The text, line by line --- */
+
+static gboolean
+scan_group(Parse *parse, char *text, unsigned number, GError **error)
+{
+    size_t len = strlen(text);
+    g_autofree char *group = NULL;
+    g_autofree char *problem = NULL;
+
+    if (len < 3 || text[len - 1] != ']')
+        return fail_line(parse, CONFIG_ERROR_FILE, number, NULL, NULL,
+                         "this is no group; write it as in [vm]", error);
+    group = g_strndup(text + 1, len - 2);
+
+    const Line *earlier = find_line(parse, group, NULL);
+
+    if (earlier) {
+        problem = g_strdup_printf("is given twice, first on line %u; join the two groups",
+                                  earlier->number);
+        return fail_line(parse, CONFIG_ERROR_FILE, number, group, NULL, problem, error);
+    }
+
+    Line line = {.group = g_steal_pointer(&group), .number = number};
+
+    g_array_append_val(parse->lines, line);
+    return TRUE;
+}
+
+static gboolean
+scan_key(Parse *parse, const char *group, char *text, unsigned number, GError **error)
+{
+    char *equals = strchr(text, '=');
+    g_autofree char *key = NULL;
+    g_autofree char *problem = NULL;
+
+    if (!equals || equals == text)
+        return fail_line(parse, CONFIG_ERROR_FILE, number, group, NULL,
+                         "this line is neither a group nor `key=value`; write # before a comment",
+                         error);
+    if (!group)
+        return fail_line(parse, CONFIG_ERROR_FILE, number, NULL, NULL,
+                         "this key stands before the first group; put it below its [group]", error);
+    key = g_strchomp(g_strndup(text, (gsize)(equals - text)));
+
+    const Line *earlier = find_line(parse, group, key);
+
+    if (earlier) {
+        problem = g_strdup_printf("is given twice, first on line %u; remove one", earlier->number);
+        return fail_line(parse, CONFIG_ERROR_FILE, number, group, key, problem, error);
+    }
+
+    Line line = {.group = g_strdup(group), .key = g_steal_pointer(&key), .number = number};
+
+    g_array_append_val(parse->lines, line);
+    return TRUE;
+}
+
+/* Bytes that no configuration has; what is left can be shown in messages as it is. */
+static gboolean
+check_bytes(const Parse *parse, const char *text, gsize length, GError **error)
+{
+    const char *bad;
+    unsigned number = 1;
+    gboolean utf8 = g_utf8_validate(text, (gssize)length, &bad);
+
+    for (const char *p = text; p < bad; p++) {
+        if (*p == '\n')
+            number++;
+        else if (g_ascii_iscntrl(*p) && *p != '\t' && *p != '\r')
+            return fail_line(parse, CONFIG_ERROR_FILE, number, NULL, NULL,
+                             "holds a control character; remove it", error);
+    }
+    if (!utf8)
+        return fail_line(parse, CONFIG_ERROR_FILE, number, NULL, NULL,
+                         "holds bytes that are no UTF-8; save the file as UTF-8 text", error);
+    return TRUE;
+}
+
+static gboolean
+scan(Parse *parse, const char *text, gsize length, GError **error)
+{
+    if (!check_bytes(parse, text, length, error))
+        return FALSE;
+
+    g_autofree char *copy = g_strndup(text, length);
+    g_auto(GStrv) lines = g_strsplit(copy, "\n", -1);
+    g_autofree char *group = NULL;
+
+    for (unsigned i = 0; lines[i]; i++) {
+        char *line = g_strstrip(lines[i]);
+
+        if (*line == '\0' || *line == '#')
+            continue;
+        if (*line != '[') {
+            if (!scan_key(parse, group, line, i + 1, error))
+                return FALSE;
+            continue;
+        }
+        if (!scan_group(parse, line, i + 1, error))
+            return FALSE;
+        g_free(group);
+        group = g_strndup(line + 1, strlen(line) - 2);
+    }
+    return TRUE;
+}
+
+/* --- Names --- */
+
+/* The table's name of a group: "nic" for nic0 .. nic7. NULL: no such group. */
+static const char *
+table_group(const char *group)
+{
+    if (g_str_has_prefix(group, "nic"))
+        return group[3] >= '0' && group[3] < '0' + CONFIG_MAX_NICS && !group[4] ? CONFIG_GROUP_NIC
+                                                                                : NULL;
+    for (size_t i = 0; i < config_n_keys; i++) {
+        if (g_str_equal(config_keys[i].group, group))
+            return config_keys[i].group;
+    }
+    return NULL;
+}
+
+/* The key (or, @group NULL, the group) of the table that @name is most like; NULL: like none. */
+static const char *
+nearest(const char *group, const char *name)
+{
+    const char *best = NULL;
+    unsigned best_distance = (unsigned)strlen(name) / 3 + 2;
+
+    for (size_t i = 0; i < config_n_keys; i++) {
+        const ConfigKey *key = &config_keys[i];
+
+        if (group && !g_str_equal(key->group, group))
+            continue;
+
+        const char *candidate = group ? key->key : key->group;
+        unsigned distance = config_distance(name, candidate);
+
+        if (distance < best_distance) {
+            best = candidate;
+            best_distance = distance;
+        }
+    }
+    return best;
+}
+
+static gboolean
+refuse_group(const Parse *parse, const Line *line, GError **error)
+{
+    g_autofree char *problem = NULL;
+    const char *like = nearest(NULL, line->group);
+
+    if (g_str_has_prefix(line->group, "nic"))
+        problem = g_strdup_printf("is no NIC group; number the NICs from nic0 to nic%d",
+                                  CONFIG_MAX_NICS - 1);
+    else if (like)
+        problem = g_strdup_printf("unknown group; did you mean [%s]?", like);
+    else
+        problem = g_strdup("unknown group; use vm, nic0, network, checkpoint, host, peer, arbiter "
+                           "or test");
+    return fail_line(parse, CONFIG_ERROR_UNKNOWN, line->number, line->group, NULL, problem, error);
+}
+
+static gboolean
+refuse_key(const Parse *parse, const Line *line, const char *group, GError **error)
+{
+    g_autofree char *problem = NULL;
+    const char *like = nearest(group, line->key);
+    const ConfigKey *elsewhere = NULL;
+
+    for (size_t i = 0; i < config_n_keys && !elsewhere; i++) {
+        if (g_str_equal(config_keys[i].key, line->key))
+            elsewhere = &config_keys[i];
+    }
+    if (elsewhere)
+        problem = g_strdup_printf("unknown key here; move it to [%s%s]", elsewhere->group,
+                                  g_str_equal(elsewhere->group, CONFIG_GROUP_NIC) ? "0" : "");
+    else if (like)
+        problem = g_strdup_printf("unknown key; did you mean '%s'?", like);
+    else
+        problem = g_strdup("unknown key; remove it, colod.conf(5) lists all keys");
+    return fail_line(parse, CONFIG_ERROR_UNKNOWN, line->number, line->group, line->key, problem,
+                     error);
+}
+
+static gboolean
+check_names(const Parse *parse, GError **error)
+{
+    for (guint i = 0; i < parse->lines->len; i++) {
+        const Line *line = &g_array_index(parse->lines, Line, i);
+        const char *group = table_group(line->group);
+
+        if (!group)
+            return refuse_group(parse, line, error);
+        if (line->key && !config_key_find(group, line->key))
+            return refuse_key(parse, line, group, error);
+    }
+    return TRUE;
+}
+
+/* --- Values --- */
+
+static gboolean
+read_list(const Parse *parse, const ConfigKey *key, char ***field, GError **error)
+{
+    g_autoptr(GError) cause = NULL;
+    g_auto(GStrv) list =
+        g_key_file_get_string_list(parse->key_file, key->group, key->key, NULL, &cause);
+
+    if (!list || cause)
+        return fail(parse, CONFIG_ERROR_VALUE, key->group, key->key,
+                    "cannot be read as a list; write a backslash as \\\\", error);
+    for (char **item = list; *item; item++) {
+        g_autofree char *problem = config_check_text(*item);
+
+        if (problem)
+            return fail(parse, CONFIG_ERROR_VALUE, key->group, key->key, problem, error);
+    }
+    g_strfreev(*field);
+    *field = g_steal_pointer(&list);
+    return TRUE;
+}
+
+static gboolean
+read_key(const Parse *parse, const ConfigKey *key, const char *group, void *target, GError **error)
+{
+    g_autofree char *text = NULL;
+    g_autofree char *problem = NULL;
+    g_autoptr(GError) cause = NULL;
+
+    if (!find_line(parse, group, key->key)) {
+        if (key->required)
+            problem = g_strdup_printf("is missing; add %s=..., %s", key->key, key->doc);
+        else if (key->standard)
+            problem = config_key_parse(key, key->standard, target);
+    } else if (key->type == CONFIG_TYPE_LIST) {
+        return read_list(parse, key, (char ***)(void *)((char *)target + key->offset), error);
+    } else {
+        text = g_key_file_get_string(parse->key_file, group, key->key, &cause);
+        if (!text || cause) /* GLib returns both for an unknown escape */
+            problem = g_strdup("has an unknown escape; write a backslash as \\\\");
+        else
+            problem = config_key_parse(key, g_strchomp(text), target);
+    }
+    return problem ? fail(parse, CONFIG_ERROR_VALUE, group, key->key, problem, error) : TRUE;
+}
+
+/* LAN tap's default name. The number must survive the cut: it tells the VM's NICs apart. */
+static char *
+default_tap(const char *vm_name, unsigned index)
+{
+    enum { AROUND = sizeof("colo-N") - 1 };
+
+    return g_strdup_printf("colo-%.*s%u", IFNAMSIZ - 1 - AROUND, vm_name, index);
+}
+
+static gboolean
+read_nic(const Parse *parse, const char *group, GError **error)
+{
+    Config *config = parse->config;
+    unsigned index = config->n_nics;
+    ConfigNic *nic = &config->nics[index];
+
+    config->n_nics++; /* from here on config_free() frees it */
+    nic->name = g_strdup(group);
+    for (size_t i = 0; i < config_n_keys; i++) {
+        if (g_str_equal(config_keys[i].group, CONFIG_GROUP_NIC) &&
+            !read_key(parse, &config_keys[i], group, nic, error))
+            return FALSE;
+    }
+    if (!nic->tap)
+        nic->tap = default_tap(config->vm_name, index);
+
+    for (unsigned i = 0; i < index; i++) {
+        if (memcmp(config->nics[i].mac, nic->mac, sizeof(nic->mac)) == 0)
+            return fail(parse, CONFIG_ERROR_VALUE, group, "mac",
+                        "another NIC has this address; give each its own", error);
+        if (g_str_equal(config->nics[i].tap, nic->tap))
+            return fail(parse, CONFIG_ERROR_VALUE, group, "tap",
+                        "another NIC has a tap of this name; give each its own", error);
+    }
+    return TRUE;
+}
+
+static gboolean
+read_nics(const Parse *parse, GError **error)
+{
+    for (unsigned i = 0; i < CONFIG_MAX_NICS; i++) {
+        char group[] = {'n', 'i', 'c', (char)('0' + i), '\0'};
+
+        if (!find_line(parse, group, NULL))
+            continue;
+        if (i != parse->config->n_nics)
+            return fail(parse, CONFIG_ERROR_VALUE, group, NULL,
+                        "a NIC before it is missing; number the NICs from nic0 without gaps",
+                        error);
+        if (!read_nic(parse, group, error))
+            return FALSE;
+    }
+    return TRUE;
+}
+
+/* --- Rules between keys --- */
+
+/* Options with which QEMU would not be the VM that colod thinks it started. */
+static gboolean
+check_extra_args(const Parse *parse, GError **error)
+{
+    static const char *const ours[] = {"incoming", "daemonize", "S", "loadvm", NULL};
+
+    for (char **arg = parse->config->extra_args; *arg; arg++) {
+        const char *name = *arg;
+
+        if (*name++ != '-')
+            continue;
+        if (*name == '-')
+            name++;
+        if (g_strv_contains(ours, name)) {
+            g_autofree char *problem =
+                g_strdup_printf("'%s' is for colod to decide; remove it", *arg);
+
+            return fail(parse, CONFIG_ERROR_VALUE, "vm", "extra-args", problem, error);
+        }
+    }
+    return TRUE;
+}
+
+static gboolean
+check_boot(const Parse *parse, GError **error)
+{
+    const Config *config = parse->config;
+
+    if (config->initrd && !config->kernel)
+        return fail(parse, CONFIG_ERROR_VALUE, "vm", "initrd",
+                    "needs a kernel; add kernel=..., or remove it", error);
+    if (config->append && !config->kernel)
+        return fail(parse, CONFIG_ERROR_VALUE, "vm", "append",
+                    "needs a kernel; add kernel=..., or remove it", error);
+    return check_extra_args(parse, error);
+}
+
+static gboolean
+check_peer(const Parse *parse, GError **error)
+{
+    const Config *config = parse->config;
+    g_autofree char *problem = NULL;
+
+    if (g_ascii_strcasecmp(config->host, config->peer_host) == 0)
+        return fail(parse, CONFIG_ERROR_VALUE, "peer", "name",
+                    "is this host's own name; give the other host's", error);
+    if (config->listen_port == config->peer_port &&
+        g_str_equal(config->listen_address, config->peer_address))
+        return fail(parse, CONFIG_ERROR_VALUE, "peer", "address",
+                    "is what this host listens on; give the other host's", error);
+    if (config->heartbeat_limit_ms < HEARTBEATS_PER_LIMIT * config->heartbeat_ms) {
+        problem = g_strdup_printf("%u is less than %d heartbeats; use at least %u, or a smaller "
+                                  "heartbeat-ms",
+                                  config->heartbeat_limit_ms, HEARTBEATS_PER_LIMIT,
+                                  HEARTBEATS_PER_LIMIT * config->heartbeat_ms);
+        return fail(parse, CONFIG_ERROR_VALUE, "peer", "heartbeat-limit-ms", problem, error);
+    }
+    return TRUE;
+}
+
+static gboolean
+check_arbiter(const Parse *parse, GError **error)
+{
+    if (parse->config->arbiter == CONFIG_ARBITER_FILE && !parse->config->arbiter_path)
+        return fail(parse, CONFIG_ERROR_VALUE, "arbiter", "path",
+                    "is missing; type=file needs the folder on shared storage", error);
+    return TRUE;
+}
+
+static gboolean
+read_all(const Parse *parse, GError **error)
+{
+    for (size_t i = 0; i < config_n_keys; i++) {
+        const ConfigKey *key = &config_keys[i];
+
+        if (!g_str_equal(key->group, CONFIG_GROUP_NIC) &&
+            !read_key(parse, key, key->group, parse->config, error))
+            return FALSE;
+    }
+    return read_nics(parse, error) && check_boot(parse, error) && check_peer(parse, error) &&
+           check_arbiter(parse, error);
+}
+
+/* --- Public --- */
+
+static gboolean
+check_vm_name(const char *vm_name, GError **error)
+{
+    size_t len = strlen(vm_name);
+
+    if (len >= 1 && len <= 32 &&
+        strspn(vm_name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") == len)
+        return TRUE;
+    g_set_error(error, CONFIG_ERROR, CONFIG_ERROR_VALUE,
+                "'%.*s' is no VM name; use 1 to 32 letters, digits, hyphens and underscores",
+                SHOWN_MAX, vm_name);
+    return FALSE;
+}
+
+Config *
+config_parse(const char *vm_name, const char *file, const char *text, gsize length, GError **error)
+{
+    g_auto(Parse) parse = {.file = file};
+
+    if (!check_vm_name(vm_name, error))
+        return NULL;
+    parse.key_file = g_key_file_new();
+    parse.lines = g_array_new(FALSE, FALSE, sizeof(Line));
+    g_array_set_clear_func(parse.lines, line_clear);
+    parse.config = g_new0(Config, 1);
+    parse.config->vm_name = g_strdup(vm_name);
+    parse.config->extra_args = g_new0(char *, 1);
+
+    if (!scan(&parse, text, length, error) || !check_names(&parse, error))
+        return NULL;
+
+    g_autoptr(GError) cause = NULL;
+
+    if (!g_key_file_load_from_data(parse.key_file, text, length, G_KEY_FILE_NONE, &cause)) {
+        fail_line(&parse, CONFIG_ERROR_FILE, 1, NULL, NULL, cause->message, error);
+        return NULL;
+    }
+    if (!read_all(&parse, error))
+        return NULL;
+    return g_steal_pointer(&parse.config);
+}
+
+Config *
+config_load(const char *vm_name, const char *path, GError **error)
+{
+    auto_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
+    g_autofree char *text = g_malloc(FILE_MAX_BYTES + 1);
+    size_t length = 0;
+    ssize_t n = fd < 0 ? -1 : 0;
+
+    while (fd >= 0 && length <= FILE_MAX_BYTES &&
+           (n = read(fd, text + length, FILE_MAX_BYTES + 1 - length)) > 0)
+        length += (size_t)n;
+    if (n < 0) {
+        g_set_error(error, CONFIG_ERROR, CONFIG_ERROR_FILE,
+                    "%s:1: cannot be read: %s; make the file from colod.conf.sample", path,
+                    g_strerror(errno));
+        return NULL;
+    }
+    if (length > FILE_MAX_BYTES) {
+        g_set_error(error, CONFIG_ERROR, CONFIG_ERROR_FILE,
+                    "%s:1: is over %d bytes; this is no configuration of colod", path,
+                    FILE_MAX_BYTES);
+        return NULL;
+    }
+    return config_parse(vm_name, path, text, length, error);
+}
+
+void
+config_free(Config *config)
+{
+    if (!config)
+        return;
+    for (unsigned i = 0; i < config->n_nics; i++) {
+        g_free(config->nics[i].name);
+        g_free(config->nics[i].bridge);
+        g_free(config->nics[i].tap);
+        g_free(config->nics[i].model);
+    }
+    g_free(config->vm_name);
+    g_free(config->uuid);
+    g_free(config->qemu);
+    g_free(config->machine);
+    g_free(config->accel);
+    g_free(config->cpu_model);
+    g_free(config->kernel);
+    g_free(config->initrd);
+    g_free(config->append);
+    g_strfreev(config->extra_args);
+    g_free(config->host);
+    g_free(config->peer_host);
+    g_free(config->listen_address);
+    g_free(config->peer_address);
+    g_free(config->tls_ca);
+    g_free(config->tls_cert);
+    g_free(config->tls_key);
+    g_free(config->arbiter_path);
+    g_free(config);
+}
+
+/* --- Digest --- */
+
+/* Each field with its name and length, so that no two configurations give the same bytes. */
+static void
+digest_text(GChecksum *sum, const char *name, const char *value)
+{
+    g_autofree char *head = g_strdup_printf("%s=%zd:", name, value ? (gssize)strlen(value) : -1);
+
+    g_checksum_update(sum, (const guchar *)head, -1);
+    if (value)
+        g_checksum_update(sum, (const guchar *)value, -1);
+}
+
+static void
+digest_uint(GChecksum *sum, const char *name, unsigned value)
+{
+    g_autofree char *text = g_strdup_printf("%u", value);
+
+    digest_text(sum, name, text);
+}
+
+/* The digest of the file's content stands for the file: its path may differ between hosts. */
+static gboolean
+digest_file(GChecksum *sum, const char *name, const char *path, GError **error)
+{
+    g_autoptr(GChecksum) content = g_checksum_new(G_CHECKSUM_SHA256);
+    g_autofree guchar *buffer = g_malloc(65536);
+    auto_fd int fd = -1;
+    ssize_t n = 0;
+
+    if (path) {
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        while (fd >= 0 && (n = read(fd, buffer, 65536)) > 0)
+            g_checksum_update(content, buffer, n);
+        if (fd < 0 || n < 0) {
+            g_set_error(error, CONFIG_ERROR, CONFIG_ERROR_FILE,
+                        "[vm] %s: %s cannot be read: %s; correct the path", name, path,
+                        g_strerror(errno));
+            return FALSE;
+        }
+    }
+    digest_text(sum, name, path ? g_checksum_get_string(content) : NULL);
+    return TRUE;
+}
+
+char *
+config_guest_digest(const Config *config, GError **error)
+{
+    g_autoptr(GChecksum) sum = g_checksum_new(G_CHECKSUM_SHA256);
+
+    digest_text(sum, "uuid", config->uuid);
+    digest_text(sum, "machine", config->machine);
+    digest_text(sum, "cpu-model", config->cpu_model);
+    digest_uint(sum, "cpus", config->cpus);
+    digest_uint(sum, "memory-mib", config->memory_mib);
+    digest_uint(sum, "nics", config->n_nics);
+    for (unsigned i = 0; i < config->n_nics; i++) {
+        digest_text(sum, "model", config->nics[i].model);
+        digest_text(sum, "mac", "");
+        g_checksum_update(sum, config->nics[i].mac, sizeof(config->nics[i].mac));
+    }
+    digest_text(sum, "append", config->append);
+    digest_uint(sum, "extra-args", g_strv_length(config->extra_args));
+    for (char **arg = config->extra_args; *arg; arg++)
+        digest_text(sum, "arg", *arg);
+    if (!digest_file(sum, "kernel", config->kernel, error) ||
+        !digest_file(sum, "initrd", config->initrd, error))
+        return NULL;
+    return g_strdup(g_checksum_get_string(sum));
+}
