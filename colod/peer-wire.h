@@ -40,6 +40,8 @@ typedef enum PeerMessageType {
     PEER_MESSAGE_VM_DEAD = 21,        /* {generation, reason}: my VM of this generation is gone */
     PEER_MESSAGE_DISCARD = 22,        /* primary: {generation, reason}: give your VM up */
     PEER_MESSAGE_HAND_OVER = 23, /* secondary: {generation}: an operator wants me to take over */
+    PEER_MESSAGE_PROPOSE = 24,   /* {generation}: I want to start the VM in this generation */
+    PEER_MESSAGE_CONSENT = 25,   /* {generation}: I run nothing and let you */
     /* Checkpoint channel. */
     PEER_MESSAGE_DATA_FORWARD = 32, /* bytes of the migration stream, primary to secondary */
     PEER_MESSAGE_DATA_RETURN = 33,  /* bytes of the return direction, secondary to primary */
