@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""host.py - one host of the lab: its directories, its colod, its QEMU."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+from . import control, netns
+from .settings import VM
+from .util import LabError, Process, remove, wait_until
+
+STOP_S = 20
+
+
+class Host:
+    def __init__(self, lab, name):
+        self.lab = lab
+        self.name = name
+        self.dir = f"{lab.dir}/{name}"
+        self.socket = f"{self.dir}/run/{VM}/control.sock"
+        self.state_file = f"{self.dir}/state/{VM}/state"
+        self.log = f"{self.dir}/colod.log"
+        self.config = f"{self.dir}/{VM}.conf"
+
+    @property
+    def room(self):
+        return self.lab.topology.name(self.name)
+
+    def make_dirs(self):
+        for sub in ("run", "state"):
+            os.makedirs(f"{self.dir}/{sub}")
+
+    # colod
+
+    def colod(self):
+        """The colod that runs here, or None."""
+        try:
+            with open(f"{self.dir}/colod.pid", encoding="ascii") as file:
+                pid, ticks = map(int, file.read().split())
+        except (FileNotFoundError, ValueError):
+            return None
+        process = Process(pid, ticks)
+        return process if process.is_alive() else None
+
+    def start_colod(self):
+        if self.colod():
+            raise LabError(f"colod runs on {self.name} already")
+        if os.path.exists(f"{self.dir}/lost-power"):  # /run does not survive that
+            shutil.rmtree(f"{self.dir}/run")
+            os.makedirs(f"{self.dir}/run")
+            remove(f"{self.dir}/lost-power")
+        program = f"{self.lab.settings.build}/colod/colod"
+        environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
+        with open(self.log, "ab") as log:
+            log.write(b"--- lab: starting colod\n")
+            log.flush()
+            child = subprocess.Popen(
+                [*netns.enter_argv(self.room), program, VM, "--config", self.config,
+                 "--run-dir", f"{self.dir}/run", "--state-dir", f"{self.dir}/state"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment)
+        process = Process(child.pid)
+        child.returncode = 0  # nobody waits for it here; Process does
+        with open(f"{self.dir}/colod.pid", "w", encoding="ascii") as file:
+            file.write(f"{process.pid} {process.ticks or 0}\n")
+        wait_until(lambda: self.answers() or not process.is_alive(), 20,
+                   lambda: f"colod on {self.name} does not answer; its log ends with\n{self.log_tail()}")
+        if not process.is_alive():
+            raise LabError(f"colod on {self.name} ended at once; its log ends with\n{self.log_tail()}")
+
+    def stop_colod(self):
+        process = self.colod()
+        if process:
+            process.kill(signal.SIGTERM)
+            process.wait_gone(STOP_S)
+
+    def log_tail(self, lines=15):
+        try:
+            with open(self.log, encoding="utf-8", errors="replace") as file:
+                return "".join(file.readlines()[-lines:])
+        except FileNotFoundError:
+            return "(no log)"
+
+    # Control socket
+
+    def call(self, command, timeout=5, **arguments):
+        return control.call(self.socket, command, timeout, **arguments)
+
+    def status(self):
+        """The status object; None while no colod answers."""
+        try:
+            return self.call("status", timeout=5)
+        except control.ControlGone:
+            return None
+
+    def answers(self):
+        return self.status() is not None
+
+    def events(self, after=0):
+        return self.call("events", after=after)["events"]
+
+    # QEMU
+
+    def recorded_qemu(self):
+        """What colod wrote down of it; a pid that is not in this host's namespace is none of ours."""
+        try:
+            with open(self.state_file, encoding="ascii", errors="replace") as file:
+                found = re.search(r"^qemu-pid=(\d+)$", file.read(), re.MULTILINE)
+        except FileNotFoundError:
+            return None
+        pid = int(found.group(1)) if found else 0
+        return next((p for p in self.lab.topology.processes(self.name) if p.pid == pid), None)
+
+    def qemus(self):
+        """All QEMUs of this host, whatever colod knows of them."""
+        found = [process for process in self.lab.topology.processes(self.name)
+                 if any("qemu-system" in word for word in netns.command_line(process.pid)[:8])
+                 and "-netdev" in netns.command_line(process.pid)]
+        recorded = self.recorded_qemu()
+        if recorded and recorded.pid not in [process.pid for process in found]:
+            found.append(recorded)
+        return found
+
+    def qemu(self):
+        """The QEMU of the VM, or LabError."""
+        recorded = self.recorded_qemu()
+        if recorded:
+            return recorded
+        found = self.qemus()
+        if len(found) != 1:
+            raise LabError(f"{len(found)} QEMUs run on host {self.name}")
+        return found[0]
+
+    def everything(self):
+        found = [self.colod()] if self.colod() else []
+        return [*self.qemus(), *found]
+
+    def summary(self):
+        status = self.status()
+        if status is None:
+            return {"host": self.name, "colod": "does not run", "qemu": [p.pid for p in self.qemus()]}
+        return status
+
+    def describe(self):
+        return f"{self.name}: {json.dumps(self.summary())}"

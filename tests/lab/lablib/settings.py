@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""settings.py - what a lab was brought up with, and the configuration files made from it."""
+import dataclasses
+import json
+import os
+import uuid
+
+from . import topology
+from .util import LabError
+
+VM = "lab"
+PEER_PORT = 7700
+MODES = ("buffered",)
+FUTURE_MODES = ("lockstep",)
+
+CONFIG = """\
+[vm]
+uuid={uuid}
+qemu={qemu}
+machine=pc
+accel=tcg
+memory-mib={memory_mib}
+cpus=1
+kernel={guest}/vmlinuz
+initrd={guest}/initrd
+append={append}
+[nic0]
+mac={mac}
+bridge=br-lan
+model=virtio-net-pci
+port={port}
+[network]
+mode={mode}
+[checkpoint]
+interval-ms={interval_ms}
+[host]
+name={host}
+initial-role={role}
+[peer]
+name={peer}
+listen={address}:{peer_port}
+address={peer_address}:{peer_port}
+tls-ca={pki}/ca.pem
+tls-cert={pki}/{host}.pem
+tls-key={pki}/{host}-key.pem
+[arbiter]
+type={arbiter}
+{arbiter_path}[test]
+hooks=true
+"""
+
+
+@dataclasses.dataclass
+class Settings:
+    mode: str = "buffered"
+    memory_mib: int = 128
+    interval_ms: int = 50
+    arbiter: str = "file"
+    port: str = "tap"
+    build: str = ""
+    uuid: str = ""
+    qemu: str = ""
+    guest: str = ""
+
+    def check(self):
+        if self.mode in FUTURE_MODES:
+            raise LabError(f"mode {self.mode} is not there yet: this version knows {', '.join(MODES)}")
+        for name, value, known in (("mode", self.mode, MODES), ("arbiter", self.arbiter, ("file", "manual")),
+                                   ("port", self.port, ("tap", "stream"))):
+            if value not in known:
+                raise LabError(f"unknown {name} '{value}': {', '.join(known)}")
+        for program in ("colod", "colo"):
+            if not os.access(f"{self.build}/colod/{program}", os.X_OK):
+                raise LabError(f"{self.build}/colod/{program} is missing: build it "
+                               "(cmake --preset dev && cmake --build --preset dev) or say --build DIR")
+        if not self.uuid:
+            self.uuid = str(uuid.uuid4())
+
+    def config_text(self, host, pki, arbiter_dir):
+        peer = "b" if host == "a" else "a"
+        with open(f"{self.guest}/cmdline", encoding="ascii") as file:
+            append = file.read().strip()
+        return CONFIG.format(
+            uuid=self.uuid, qemu=self.qemu, memory_mib=self.memory_mib, guest=self.guest, append=append,
+            mac=topology.GUEST_MAC, port=self.port, mode=self.mode, interval_ms=self.interval_ms, host=host,
+            role="primary" if host == "a" else "secondary", peer=peer,
+            address=topology.PEER_ADDRESS[host], peer_address=topology.PEER_ADDRESS[peer],
+            peer_port=PEER_PORT, pki=pki, arbiter=self.arbiter,
+            arbiter_path=f"path={arbiter_dir}\n" if self.arbiter == "file" else "")
+
+    def save(self, path):
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(self), file, indent=1)
+
+    @classmethod
+    def load(cls, path):
+        try:
+            with open(path, encoding="utf-8") as file:
+                return cls(**json.load(file))
+        except FileNotFoundError as error:
+            raise LabError("the lab is not up (lab up)") from error
