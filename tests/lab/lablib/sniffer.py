@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""sniffer.py - which host's uplink lets out frames of the guest, and when; seen from the switch."""
+import contextlib
+import ctypes
+import socket
+import struct
+import threading
+import time
+
+from . import netns
+from .topology import GUEST_MAC, HOSTS
+from .util import LabError
+
+ETH_P_ALL = 3
+SOL_PACKET = 263
+PACKET_STATISTICS = 6
+PACKET_IGNORE_OUTGOING = 23
+SO_ATTACH_FILTER = 26
+SO_TIMESTAMPNS = 35
+SNAP = 64
+
+
+def _source_filter(mac):
+    """Classic BPF: source MAC is mac."""
+    high, low = struct.unpack(">IH", bytes.fromhex(mac.replace(":", "")))
+    code = [(0x20, 0, 0, 6), (0x15, 0, 3, high), (0x28, 0, 0, 10), (0x15, 0, 1, low), (0x06, 0, 0, SNAP),
+            (0x06, 0, 0, 0)]
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+
+
+class Sniffer(threading.Thread):
+    """One socket for both uplinks: the kernel's own order, nothing merged afterwards."""
+
+    def __init__(self, lab):
+        super().__init__(daemon=True, name="sniffer")
+        self.frames = []  # (monotonic ns, host)
+        self.stopping = threading.Event()
+        with netns.inside(lab.topology.name("s")):
+            self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+            code = ctypes.create_string_buffer(_source_filter(GUEST_MAC))
+            program = struct.pack("HL", len(code) // 8, ctypes.addressof(code))
+            self.sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+            self.sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            self.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            self.sock.setblocking(False)
+            self._forget_unfiltered()
+            self.sock.settimeout(0.05)
+
+    def _forget_unfiltered(self):
+        """What came before the filter was there."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.sock.recv(SNAP)
+
+    def run(self):
+        uplinks = {f"lan-{host}": host for host in HOSTS}
+        offset = time.time_ns() - time.monotonic_ns()
+        while True:
+            try:
+                _, control, _, address = self.sock.recvmsg(SNAP, 64)
+            except TimeoutError:
+                if self.stopping.is_set():
+                    return
+                continue
+            host = uplinks.get(address[0])
+            if host:
+                seconds, nanos = struct.unpack("qq", control[0][2])
+                self.frames.append((seconds * 10**9 + nanos - offset, host))
+
+    def stop(self):
+        """All that was received until now is in .frames afterwards."""
+        self.stopping.set()
+        self.join(10)
+        _, dropped = struct.unpack("II", self.sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+        self.sock.close()
+        if dropped:
+            raise LabError(f"the sniffer lost {dropped} frames: its verdict would be worth nothing")
+
+    def turns(self, start_ns=0):
+        """The hosts that sent, in order, neighbours merged: ["a", "b"] after one failover."""
+        found = []
+        for when, host in self.frames:
+            if when >= start_ns and found[-1:] != [host]:
+                found.append(host)
+        return found
+
+    def count(self, host=None, start_ns=0, end_ns=1 << 62):
+        return sum(1 for when, who in self.frames if start_ns <= when <= end_ns and host in (None, who))

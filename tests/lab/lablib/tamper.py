@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""tamper.py - a relay in the middle of the peer link that turns bits in what TCP carries.
+
+The peer link's two ports leave the switch's bridge and this thread copies frames between them, with their
+virtio-net headers: what the sender's offload left to the NIC (segmentation, checksum) is left so, so a turned
+bit is covered by a right checksum and reaches TLS, as corruption in a NIC or a host's memory would.
+"""
+import contextlib
+import select
+import socket
+import struct
+import threading
+import time
+
+from . import netns
+from .settings import PEER_PORT
+from .topology import HOSTS
+from .util import LabError, wait_until
+
+ETH_P_ALL = 3
+SOL_PACKET = 263
+PACKET_VNET_HDR = 15
+PACKET_IGNORE_OUTGOING = 23
+VNET_BYTES = 10
+ETHERNET_BYTES = 14
+NEEDS_CSUM = 1
+TCP = 6
+FRAME_MAX = 1 << 17
+
+
+def _sum16(data):
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+class Segment:
+    """The TCP segment of an IPv4 frame, None where there is none (Segment.of)."""
+
+    def __init__(self, frame, ip, tcp, end):
+        self.frame, self.ip, self.tcp, self.end = frame, ip, tcp, end
+        self.payload = tcp + (frame[tcp + 12] >> 4) * 4
+        self.ports = struct.unpack_from(">HH", frame, tcp)
+        self.length = end - self.payload
+
+    @classmethod
+    def of(cls, frame):
+        ip = VNET_BYTES + ETHERNET_BYTES
+        if len(frame) < ip + 40 or frame[ip - 2:ip] != b"\x08\x00" or frame[ip + 9] != TCP:
+            return None
+        tcp = ip + (frame[ip] & 15) * 4
+        end = ip + struct.unpack_from(">H", frame, ip + 2)[0]
+        # Segments beyond 64 KiB have length 0 in their IP header.
+        return cls(frame, ip, tcp, end if end > ip else len(frame))
+
+    @property
+    def flow(self):
+        """The connecting side's port names the connection."""
+        return self.ports[0] if self.ports[1] == PEER_PORT else self.ports[1]
+
+    def fix_checksum(self):
+        if self.frame[0] & NEEDS_CSUM:
+            return
+        self.frame[self.tcp + 16:self.tcp + 18] = b"\0\0"
+        pseudo = self.frame[self.ip + 12:self.ip + 20] + struct.pack(">HH", TCP, self.end - self.tcp)
+        total = _sum16(bytes(pseudo)) + _sum16(bytes(self.frame[self.tcp:self.end]))
+        total = (total & 0xFFFF) + (total >> 16)
+        struct.pack_into(">H", self.frame, self.tcp + 16, ~total & 0xFFFF)
+
+
+class Tamper(threading.Thread):
+    """start() puts it into the link, stop() takes it out."""
+
+    def __init__(self, lab):
+        super().__init__(daemon=True, name="tamper")
+        self.lab = lab
+        self.flows = {}  # port -> payload bytes seen
+        self.order = None  # what to do to the next segment: (flow, from host, action)
+        self.done_ns = 0
+        self.failure = None
+        self.stopping = threading.Event()
+        with netns.inside(lab.topology.name("s")):
+            self.socks = {host: self._open(f"peer-{host}") for host in HOSTS}
+
+    @staticmethod
+    def _open(interface):
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 20)
+        sock.bind((interface, ETH_P_ALL))
+        sock.setblocking(False)
+        return sock
+
+    def start(self):
+        for host in HOSTS:
+            self.lab.topology.unplug("peer", host)
+        super().start()
+
+    def stop(self):
+        self.stopping.set()
+        self.join(10)
+        for sock in self.socks.values():
+            sock.close()
+        for host in HOSTS:
+            self.lab.topology.plug("peer", host)
+        if self.failure:
+            raise LabError(self.failure)
+
+    def run(self):
+        try:
+            while not self.stopping.is_set():
+                readable, _, _ = select.select(list(self.socks.values()), [], [], 0.05)
+                for host, sock in self.socks.items():
+                    if sock in readable:
+                        self._relay(host, sock, self.socks["b" if host == "a" else "a"])
+        except OSError as error:
+            self.failure = f"tamper: {error}"
+
+    def _relay(self, host, source, target):
+        for _ in range(64):
+            try:
+                frame = bytearray(source.recv(FRAME_MAX))
+            except BlockingIOError:
+                return
+            segment = Segment.of(frame)
+            if segment:
+                self.flows[segment.flow] = self.flows.get(segment.flow, 0) + segment.length
+                self._apply(host, segment)
+            with contextlib.suppress(BlockingIOError):
+                target.send(frame)
+
+    def _apply(self, host, segment):
+        if not self.order or segment.length == 0:
+            return
+        flow, sender, action = self.order
+        if flow == segment.flow and sender == host:
+            action(segment)
+            self.done_ns = time.monotonic_ns()
+            self.order = None
+
+    @staticmethod
+    def _turn_bit(segment):
+        segment.frame[segment.payload + segment.length // 2] ^= 0x10
+        segment.fix_checksum()
+
+    @staticmethod
+    def _reset(segment):
+        """The connection ends in the middle of what it was carrying."""
+        segment.frame[segment.tcp + 13] |= 0x04
+        segment.fix_checksum()
+
+    def pick_flow(self, which):
+        """checkpoint: the connection that carries most; control: the next one, which carries heartbeats."""
+        def found():
+            known = sorted(self.flows, key=self.flows.get, reverse=True)
+            return known if len(known) >= 2 and self.flows[known[0]] > 1_000_000 else None
+        flows = wait_until(found, 10, lambda: f"traffic on the peer link (seen: {self.flows})")
+        return flows[0 if which == "checkpoint" else 1]
+
+    def strike(self, which, sender, how):
+        """Does it to the next segment with data. how: flip or reset. Returns when it is done, in monotonic ns."""
+        flow = self.pick_flow(which)
+        self.done_ns = 0
+        self.order = (flow, sender, self._turn_bit if how == "flip" else self._reset)
+        wait_until(lambda: self.done_ns, 5, f"no segment of {which} from {sender} came by")
+        return self.done_ns
