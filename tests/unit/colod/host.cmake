@@ -6,3 +6,4 @@ target_compile_definitions(test-config PRIVATE
     MAN_PAGE="${PROJECT_SOURCE_DIR}/docs/man/colod.conf.5")
 colo_unit_test(test-state-file colod_host)
 colo_unit_test(test-event-log colod_host)
+colo_unit_test(test-control-server colod_host)
