@@ -367,6 +367,8 @@ static const Rule rules[] = {
      STAY, DO(A(RETRY_LATER)), "the claim could not be decided"},
     {IN(CLAIM_PRIMARY) | IN(ADOPT_CLAIM) | IN(CLAIM_SECONDARY), ON(PEER_VM_DEAD), GUARD(always),
      STAY, DO(A(CLAIM)), "the peer gave its VM up"},
+    {IN(CLAIM_PRIMARY), ON(RETRY), GUARD(peer_stands_by), STAY, DO(A(CLAIM), A(SEND_DISCARD)),
+     "nobody went on: the primary does"},
     {IN(CLAIM_PRIMARY) | IN(ADOPT_CLAIM) | IN(CLAIM_SECONDARY), ON(RETRY), GUARD(always), STAY,
      DO(A(CLAIM)), "asking the arbiter again"},
     {IN(CLAIM_PRIMARY) | IN(ADOPT_CLAIM) | IN(CLAIM_SECONDARY), ON(OP_FAILOVER), GUARD(always),

@@ -358,6 +358,14 @@ arm(World *w, int i)
     }
 }
 
+/* A generation that we own and shall not run in: nobody may be left waiting for it. */
+static void
+burn_generation(Host *h, guint64 generation)
+{
+    h->facts.generation = generation;
+    h->facts.role_primary = h->facts.protecting = FALSE;
+}
+
 /* As in the daemon: the answer to a claim counts only in the state that asked for it. */
 static void
 forget_claims(Host *h)
@@ -365,8 +373,11 @@ forget_claims(Host *h)
     static const PairEvent answers[] = {PAIR_EVENT_CLAIM_GRANTED, PAIR_EVENT_CLAIM_REFUSED,
                                         PAIR_EVENT_CLAIM_UNKNOWN};
 
-    for (gsize i = 0; i < G_N_ELEMENTS(answers); i++)
-        g_queue_remove_all(&h->local, GINT_TO_POINTER((int)answers[i] + 1));
+    for (gsize i = 0; i < G_N_ELEMENTS(answers); i++) {
+        if (g_queue_remove_all(&h->local, GINT_TO_POINTER((int)answers[i] + 1)) > 0 && i == 0 &&
+            h->wanted > h->facts.generation && !pair_state_has_vm(h->state))
+            burn_generation(h, h->wanted);
+    }
 }
 
 static void
@@ -497,6 +508,8 @@ boot(World *w, int i)
     Host *h = &w->host[i];
 
     h->facts.vm_alive = h->vm;
+    if (!h->vm && !w->manual && w->arbiter_owner == i && w->arbiter_newest > h->facts.generation)
+        burn_generation(h, w->arbiter_newest);
     h->facts.stale = !w->manual && !w->arbiter_away && w->arbiter_owner != i &&
                      w->arbiter_newest > h->facts.generation;
     h->facts.fresh = h->facts.generation == 0 && w->arbiter_newest == 0;
