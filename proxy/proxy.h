@@ -44,7 +44,7 @@ enum { PROXY_MAX_NICS = 8, PROXY_MAX_ADDRESSES = 16 };
 typedef struct ProxyConfig {
     ProxyNic nics[PROXY_MAX_NICS]; /* copied, the strings too */
     unsigned n_nics;
-    gsize hold_max_bytes; /* bound of held egress per NIC */
+    gsize hold_max_bytes; /* bound of held egress per NIC, allocated at once; at least 1 MiB */
 } ProxyConfig;
 
 /* What becomes of the guest's output. */
@@ -93,7 +93,8 @@ void proxy_free(Proxy *proxy);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Proxy, proxy_free)
 
 /**
- * The private tap's descriptor for QEMU (`-netdev tap,fd=N,vnet_hdr=on`), handed to the caller; the
+ * The private tap's descriptor for QEMU (`-netdev tap,fd=N,vhost=off`; QEMU finds the virtio-net
+ * header out by itself and refuses vnet_hdr= with fd=), handed to the caller; the
  * proxy keeps none, so the tap lives exactly as long as QEMU. -1 for a stream port, or if taken
  * before.
  */
@@ -110,8 +111,9 @@ gboolean proxy_connect_ports(Proxy *proxy, GError **error);
  */
 void proxy_set_egress(Proxy *proxy, ProxyEgress egress, ProxyDoneFunc done, gpointer user_data);
 
-/** Feeds LAN frames to the guest, or leaves them in the LAN tap's queue. @done: in force. NULL is
- * fine. */
+/** Feeds LAN frames to the guest, or leaves them in the LAN tap's queue; while egress is
+ * PROXY_EGRESS_DROP too they are thrown away: a guest must not be fed hours-old frames at a
+ * failover. @done: in force. NULL is fine. */
 void proxy_set_ingress(Proxy *proxy, bool flowing, ProxyDoneFunc done, gpointer user_data);
 
 /** Drains the guest ports, then marks the queue: all up to here is covered by checkpoint @epoch. */

@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* nic.c - the data path of one NIC */
+#include "nic.h"
+
+#include <errno.h>
+#include <linux/virtio_net.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bytes.h"
+#include "clock.h"
+
+enum {
+    /* Frames per turn: commands are looked at in between. */
+    READ_SLICE = 128,
+    FLUSH_SLICE = 64,
+    PUMP_SLICE = 64,
+    /* More small frames than a full packet socket holds: a drain ends even if the guest runs. */
+    DRAIN_MAX_FRAMES = 1 << 17,
+};
+
+/* A full ring of the guest tells nobody when it has room again. */
+static const int64_t INGRESS_RETRY_FIRST_NS = 100 * NS_PER_US;
+static const int64_t INGRESS_RETRY_LAST_NS = 5 * NS_PER_MS;
+static const int64_t LOST_CHECK_NS = 100 * NS_PER_MS;
+
+static void
+tell_broken(Nic *nic, bool lan, int err)
+{
+    if (nic->told_broken)
+        return;
+    nic->told_broken = true;
+    nic->news.broken = true;
+    nic->news.broken_lan = lan;
+    nic->news.broken_errno = err;
+}
+
+void
+nic_fail_port(Nic *nic, int err)
+{
+    nic->port_broken = true;
+    nic->port_readable = false;
+    nic->ingress_len = 0;
+    nic->ingress_stalled = false;
+    tell_broken(nic, false, err);
+}
+
+void
+nic_fail_lan(Nic *nic, int err)
+{
+    nic->lan_broken = true;
+    nic->lan_readable = false;
+    nic->lan_blocked = false;
+    tell_broken(nic, true, err);
+}
+
+static bool
+frame_valid(const uint8_t *frame, size_t len)
+{
+    struct virtio_net_hdr header;
+
+    if (len < PORT_VNET_BYTES + PORT_ETHERNET_BYTES || len > HOLD_QUEUE_FRAME_MAX)
+        return false;
+    memcpy(&header, frame, sizeof(header));
+
+    size_t body = len - PORT_VNET_BYTES;
+
+    if ((header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) &&
+        (size_t)header.csum_start + header.csum_offset + 2 > body)
+        return false;
+    return header.gso_type == VIRTIO_NET_HDR_GSO_NONE || header.hdr_len <= body;
+}
+
+static void
+learn(Nic *nic, const uint8_t *frame, size_t len)
+{
+    AddressSighting sighting;
+
+    if (!address_parse(view_of(frame + PORT_VNET_BYTES, len - PORT_VNET_BYTES), nic->config.mac,
+                       &sighting))
+        return;
+
+    AddressSighting *last = &nic->last_source[sighting.ipv6];
+
+    if (!sighting.claimed && !sighting.router) {
+        if (memcmp(last->bytes, sighting.bytes, sizeof(last->bytes)) == 0)
+            return;
+        *last = sighting;
+    }
+    pthread_mutex_lock(&nic->book->lock);
+    address_table_learn(&nic->book->table, nic->index, &sighting);
+    pthread_mutex_unlock(&nic->book->lock);
+}
+
+static void
+take_frame(gpointer user_data, const uint8_t *frame, size_t len)
+{
+    Nic *nic = user_data;
+
+    if (!frame_valid(frame, len)) {
+        counter_add(&nic->lost, 1);
+        return;
+    }
+    learn(nic, frame, len);
+    if (nic->egress == PROXY_EGRESS_DROP)
+        counter_add(&nic->dropped, 1);
+    else
+        hold_queue_append(nic->queue, frame, len, nic->batch_ns);
+}
+
+bool
+nic_wants_port_input(const Nic *nic)
+{
+    return nic->port && !nic->port_broken && hold_queue_room(nic->queue) > 0;
+}
+
+/* Returns how many frames came. */
+static unsigned
+read_some(Nic *nic)
+{
+    if (!nic_wants_port_input(nic))
+        return 0;
+    nic->batch_ns = clock_now_ns();
+
+    int n = nic->port->ops->read(nic->port, nic->queue,
+                                 MIN(hold_queue_room(nic->queue), READ_SLICE), take_frame, nic);
+
+    nic->lost_due = true;
+    nic->port_readable = n > 0;
+    if (n < 0)
+        nic_fail_port(nic, -n);
+    if (nic->egress == PROXY_EGRESS_OPEN)
+        hold_queue_release_all(nic->queue);
+    if (nic->egress == PROXY_EGRESS_HOLD && !nic->told_high &&
+        hold_queue_bytes(nic->queue) >= nic->hold_max_bytes / 4 * 3) {
+        nic->told_high = true;
+        nic->news.hold_high = true;
+    }
+    return n > 0 ? (unsigned)n : 0;
+}
+
+void
+nic_read(Nic *nic)
+{
+    if (nic->port_readable)
+        (void)read_some(nic);
+}
+
+void
+nic_drain(Nic *nic)
+{
+    for (unsigned done = 0; done < DRAIN_MAX_FRAMES;) {
+        unsigned n = read_some(nic);
+
+        if (n == 0)
+            break;
+        done += n;
+        if (nic->egress == PROXY_EGRESS_OPEN)
+            while (nic_has_released(nic) && !nic->lan_blocked)
+                nic_flush(nic);
+    }
+}
+
+bool
+nic_has_released(const Nic *nic)
+{
+    HeldFrame frame;
+
+    return hold_queue_peek(nic->queue, &frame);
+}
+
+/* 0: written or lost for good, -EAGAIN: the LAN tap does not take it now. */
+static int
+write_lan(Nic *nic, const HeldFrame *frame)
+{
+    if (!nic->lan_broken) {
+        ssize_t n;
+
+        do
+            n = write(nic->lan_fd, frame->data, frame->len);
+        while (n < 0 && errno == EINTR);
+
+        if (n >= 0) {
+            counter_add(&nic->egress_frames, 1);
+            counter_add(&nic->egress_bytes, frame->len - PORT_VNET_BYTES);
+            return 0;
+        }
+        if (errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS || errno == ENOMEM)
+            return -EAGAIN;
+        if (errno == EBADFD)
+            nic_fail_lan(nic, ENODEV);
+    }
+    /* A frame that the kernel refuses (EINVAL: offloads that make no sense), an interface that was
+     * set down (EIO) or is gone: waiting would only stop what comes after it. */
+    counter_add(&nic->lost, 1);
+    return 0;
+}
+
+void
+nic_flush(Nic *nic)
+{
+    HeldFrame frame;
+
+    if (nic->lan_blocked || !nic_has_released(nic))
+        return;
+
+    int64_t now_ns = clock_now_ns();
+
+    for (unsigned i = 0; i < FLUSH_SLICE && hold_queue_peek(nic->queue, &frame); i++) {
+        if (write_lan(nic, &frame) < 0) {
+            nic->lan_blocked = true;
+            return;
+        }
+        histogram_add(&nic->hold_us, (uint64_t)MAX(now_ns - frame.arrived_ns, 0) / NS_PER_US);
+        hold_queue_pop(nic->queue);
+    }
+}
+
+/* While the VM is quiet its LAN tap is emptied: at a failover the guest must not be fed what was
+ * flooded to the bridge's ports hours ago. */
+static bool
+discards_ingress(const Nic *nic)
+{
+    return !nic->ingress_on && nic->egress == PROXY_EGRESS_DROP &&
+           !(nic->port && nic->port->partial);
+}
+
+bool
+nic_wants_lan_input(const Nic *nic)
+{
+    if (nic->lan_broken)
+        return false;
+    return discards_ingress(nic) ||
+           (nic->ingress_on && nic->port && !nic->port_broken && !nic->ingress_stalled);
+}
+
+/* Makes sure that a frame is under way. False: none is there. */
+static bool
+next_ingress(Nic *nic)
+{
+    while (nic->ingress_len == 0) {
+        ssize_t n = read(nic->lan_fd, nic->ingress, HOLD_QUEUE_FRAME_MAX);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EBADFD)
+            nic_fail_lan(nic, ENODEV);
+        if (n < 0) {
+            nic->lan_readable = false;
+            return false;
+        }
+        if (n >= PORT_VNET_BYTES + PORT_ETHERNET_BYTES)
+            nic->ingress_len = (size_t)n;
+        else
+            counter_add(&nic->lost, 1);
+    }
+    return true;
+}
+
+static void
+stall_ingress(Nic *nic, int64_t now_ns)
+{
+    nic->ingress_stalled = true;
+    if (nic->port->ops->write_polls) {
+        nic->ingress_retry_ns = INT64_MAX;
+        return;
+    }
+    nic->ingress_retry_ns = now_ns + nic->ingress_backoff_ns;
+    nic->ingress_backoff_ns = MIN(nic->ingress_backoff_ns * 2, INGRESS_RETRY_LAST_NS);
+}
+
+/* False: the guest does not take it now. */
+static bool
+give_ingress(Nic *nic, int64_t now_ns)
+{
+    int r = nic->port->ops->write(nic->port, nic->ingress, nic->ingress_len);
+
+    if (r == -EAGAIN) {
+        stall_ingress(nic, now_ns);
+        return false;
+    }
+    if (r == -EPIPE) {
+        nic_fail_port(nic, EPIPE);
+        return false;
+    }
+    if (r < 0) {
+        counter_add(&nic->lost, 1);
+    } else {
+        counter_add(&nic->ingress_frames, 1);
+        counter_add(&nic->ingress_bytes, nic->ingress_len - PORT_VNET_BYTES);
+    }
+    nic->ingress_len = 0;
+    nic->ingress_backoff_ns = INGRESS_RETRY_FIRST_NS;
+    return true;
+}
+
+void
+nic_pump(Nic *nic, int64_t now_ns)
+{
+    if (nic->ingress_stalled && now_ns >= nic->ingress_retry_ns) {
+        nic->ingress_stalled = false;
+        nic->lan_readable = true;
+    }
+    for (unsigned i = 0; i < PUMP_SLICE && nic->lan_readable && nic_wants_lan_input(nic); i++) {
+        if (!next_ingress(nic))
+            return;
+        if (discards_ingress(nic))
+            nic->ingress_len = 0;
+        else if (!give_ingress(nic, now_ns))
+            return;
+    }
+}
+
+void
+nic_check_lost(Nic *nic, int64_t now_ns)
+{
+    /* While the queue is full nothing is read: that is when frames get lost. */
+    if (nic->port && !nic->port_broken && hold_queue_room(nic->queue) == 0)
+        nic->lost_due = true;
+    if (!nic->lost_due || !nic->port || now_ns < nic->lost_next_ns)
+        return;
+
+    guint64 lost = nic->port->ops->take_lost(nic->port);
+
+    nic->lost_due = false;
+    nic->lost_next_ns = now_ns + LOST_CHECK_NS;
+    counter_add(&nic->lost, lost);
+    nic->news.lost += lost;
+}
+
+void
+nic_set_egress(Nic *nic, ProxyEgress egress)
+{
+    if (egress == nic->egress)
+        return;
+    if (egress == PROXY_EGRESS_DROP)
+        counter_add(&nic->dropped, hold_queue_drop_all(nic->queue));
+    else
+        hold_queue_release_all(nic->queue);
+    nic->egress = egress;
+    nic->told_high = false;
+    nic->port_readable = true;
+    nic->lan_readable = true;
+}
+
+void
+nic_release(Nic *nic, guint64 epoch)
+{
+    hold_queue_release(nic->queue, epoch);
+    nic->told_high = false;
+    nic->port_readable = true;
+}
+
+bool
+nic_is_runnable(const Nic *nic)
+{
+    return (nic->port_readable && nic_wants_port_input(nic)) ||
+           (nic_has_released(nic) && !nic->lan_blocked) ||
+           (nic->lan_readable && nic_wants_lan_input(nic));
+}

@@ -1,0 +1,461 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* proxy-thread.c - the proxy's own thread: event loop and commands (theory of operation: proxy.c)
+ */
+#include "proxy-private.h"
+
+#include <errno.h>
+#include <sys/epoll.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "announce.h"
+#include "bytes.h"
+#include "clock.h"
+#include "link.h"
+
+typedef enum WatchKind { WATCH_WAKE, WATCH_MONITOR, WATCH_PORT, WATCH_LAN } WatchKind;
+
+enum {
+    WATCH_NIC_BITS = 8, /* epoll data: kind << 8 | NIC */
+    MAX_EVENTS = 2 + 2 * PROXY_MAX_NICS,
+};
+
+/* Not a set of events that epoll knows: the descriptor is taken out of it. */
+static const uint32_t WATCH_NEVER = UINT32_MAX;
+
+/* Now and three more times: a switch or neighbour may lose the first while the link settles. */
+static const int64_t announce_pauses_ns[] = {50 * NS_PER_MS, 150 * NS_PER_MS, 300 * NS_PER_MS};
+
+static int
+watch(Proxy *proxy, int operation, int fd, WatchKind kind, unsigned nic, uint32_t events)
+{
+    struct epoll_event event = {.events = events,
+                                .data.u32 = ((uint32_t)kind << WATCH_NIC_BITS) | nic};
+
+    return epoll_ctl(proxy->epoll_fd, operation, fd, &event) < 0 ? -errno : 0;
+}
+
+int
+proxy_thread_prepare(Proxy *proxy)
+{
+    int r = watch(proxy, EPOLL_CTL_ADD, proxy->wake_fd, WATCH_WAKE, 0, EPOLLIN);
+
+    if (r == 0)
+        r = watch(proxy, EPOLL_CTL_ADD, proxy->monitor_fd, WATCH_MONITOR, 0, EPOLLIN);
+    for (unsigned i = 0; r == 0 && i < proxy->n_nics; i++) {
+        Nic *nic = &proxy->nics[i];
+
+        r = watch(proxy, EPOLL_CTL_ADD, nic->lan_fd, WATCH_LAN, i, 0);
+        if (r == 0 && nic->port)
+            r = watch(proxy, EPOLL_CTL_ADD, nic->port->fd, WATCH_PORT, i, 0);
+    }
+    return r;
+}
+
+/* A broken descriptor would be reported for ever, whatever is asked for. */
+static void
+set_watch(Proxy *proxy, int fd, WatchKind kind, unsigned nic, uint32_t events, uint32_t *registered)
+{
+    if (events == *registered)
+        return;
+    *registered = events;
+    if (events == WATCH_NEVER)
+        (void)epoll_ctl(proxy->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+    else
+        (void)watch(proxy, EPOLL_CTL_MOD, fd, kind, nic, events);
+}
+
+static void
+update_watch(Proxy *proxy, Nic *nic)
+{
+    uint32_t lan = 0, port = 0;
+
+    if (nic_wants_lan_input(nic))
+        lan |= EPOLLIN;
+    if (nic->lan_blocked)
+        lan |= EPOLLOUT;
+    if (nic->lan_broken)
+        lan = WATCH_NEVER;
+    set_watch(proxy, nic->lan_fd, WATCH_LAN, nic->index, lan, &nic->lan_events);
+
+    if (!nic->port)
+        return;
+    if (nic_wants_port_input(nic))
+        port |= EPOLLIN;
+    if (nic->ingress_stalled && nic->port->ops->write_polls)
+        port |= EPOLLOUT;
+    if (nic->port_broken)
+        port = WATCH_NEVER;
+    set_watch(proxy, nic->port->fd, WATCH_PORT, nic->index, port, &nic->port_events);
+}
+
+static void
+finish(Proxy *proxy, Command *command, bool notify)
+{
+    command->notify = notify && command->done;
+    command_list_push(&proxy->finished, command);
+}
+
+static void
+forget_lease(Proxy *proxy)
+{
+    if (proxy->leased)
+        finish(proxy, proxy->leased, false);
+    proxy->leased = NULL;
+}
+
+static void
+run_egress(Proxy *proxy, const Command *command)
+{
+    for (unsigned i = 0; i < proxy->n_nics; i++) {
+        Nic *nic = &proxy->nics[i];
+
+        nic_drain(nic);
+        nic_set_egress(nic, command->egress);
+    }
+    /* What is opened needs no lease any more, and what is dropped none either. */
+    if (command->egress != PROXY_EGRESS_HOLD)
+        forget_lease(proxy);
+    proxy->egress_allowed = command->egress != PROXY_EGRESS_DROP;
+    if (!proxy->egress_allowed)
+        proxy->announce_next_ns = 0;
+}
+
+static void
+run_mark(Proxy *proxy, guint64 epoch)
+{
+    for (unsigned i = 0; i < proxy->n_nics; i++) {
+        Nic *nic = &proxy->nics[i];
+
+        nic_drain(nic);
+        if (nic->egress == PROXY_EGRESS_HOLD)
+            hold_queue_mark(nic->queue, epoch);
+    }
+}
+
+static bool
+lease_expired(const Command *command)
+{
+    return command->lease_ns != 0 && clock_now_ns() > command->lease_ns;
+}
+
+static void
+run_release(Proxy *proxy, Command *command)
+{
+    forget_lease(proxy);
+    if (lease_expired(command)) {
+        for (unsigned i = 0; i < proxy->n_nics; i++)
+            if (proxy->nics[i].egress == PROXY_EGRESS_HOLD)
+                hold_queue_unrelease(proxy->nics[i].queue);
+        finish(proxy, command, true);
+        return;
+    }
+    for (unsigned i = 0; i < proxy->n_nics; i++)
+        if (proxy->nics[i].egress == PROXY_EGRESS_HOLD)
+            nic_release(&proxy->nics[i], command->epoch);
+    proxy->leased = command;
+}
+
+/* The lease also covers the writing, which may take several turns: looked at before each. */
+static void
+check_lease(Proxy *proxy)
+{
+    bool left = false;
+
+    if (!proxy->leased)
+        return;
+    for (unsigned i = 0; i < proxy->n_nics; i++)
+        left |= nic_has_released(&proxy->nics[i]);
+    if (!left) {
+        forget_lease(proxy);
+        return;
+    }
+    if (!lease_expired(proxy->leased))
+        return;
+    for (unsigned i = 0; i < proxy->n_nics; i++)
+        if (proxy->nics[i].egress == PROXY_EGRESS_HOLD)
+            hold_queue_unrelease(proxy->nics[i].queue);
+    finish(proxy, proxy->leased, true);
+    proxy->leased = NULL;
+}
+
+static void
+run_ingress(Proxy *proxy, bool flowing)
+{
+    for (unsigned i = 0; i < proxy->n_nics; i++) {
+        Nic *nic = &proxy->nics[i];
+
+        nic->ingress_on = flowing;
+        nic->lan_readable = true;
+    }
+}
+
+static void
+attach(Proxy *proxy, Command *command)
+{
+    Nic *nic = &proxy->nics[command->nic];
+    int r = watch(proxy, EPOLL_CTL_ADD, command->port->fd, WATCH_PORT, command->nic, 0);
+
+    nic->port = command->port;
+    command->port = NULL;
+    nic->port_events = 0;
+    nic->port_readable = true;
+    nic->lan_readable = true;
+    if (r < 0)
+        nic_fail_port(nic, -r);
+}
+
+static void
+run_command(Proxy *proxy, Command *command)
+{
+    switch (command->kind) {
+    case COMMAND_EGRESS:
+        run_egress(proxy, command);
+        break;
+    case COMMAND_INGRESS:
+        run_ingress(proxy, command->flowing);
+        break;
+    case COMMAND_MARK:
+        run_mark(proxy, command->epoch);
+        break;
+    case COMMAND_RELEASE:
+        run_release(proxy, command);
+        return;
+    case COMMAND_ANNOUNCE:
+        proxy->announce_step = 0;
+        proxy->announce_next_ns = proxy->egress_allowed ? clock_now_ns() : 0;
+        break;
+    case COMMAND_ATTACH:
+        attach(proxy, command);
+        break;
+    }
+    finish(proxy, command, true);
+}
+
+static bool
+news_pending(const NicNews *news)
+{
+    return news->hold_high || news->lost > 0 || news->broken;
+}
+
+static void
+merge_news(NicNews *to, NicNews *from)
+{
+    to->hold_high |= from->hold_high;
+    to->lost += from->lost;
+    if (from->broken) {
+        to->broken = true;
+        to->broken_lan = from->broken_lan;
+        to->broken_errno = from->broken_errno;
+    }
+    *from = (NicNews){0};
+}
+
+/* Hands replies and news to the control thread. */
+static void
+publish(Proxy *proxy)
+{
+    bool any = proxy->finished.head != NULL;
+
+    for (unsigned i = 0; i < proxy->n_nics; i++)
+        any |= news_pending(&proxy->nics[i].news);
+    if (!any)
+        return;
+
+    pthread_mutex_lock(&proxy->lock);
+    for (Command *c; (c = command_list_pop(&proxy->finished));)
+        command_list_push(&proxy->replies, c);
+    for (unsigned i = 0; i < proxy->n_nics; i++)
+        merge_news(&proxy->news[i], &proxy->nics[i].news);
+    pthread_mutex_unlock(&proxy->lock);
+
+    const uint64_t one = 1;
+
+    /* Cannot fail but for a counter at its maximum: then the other side is awake anyway. */
+    (void)!write(proxy->reply_fd, &one, sizeof(one));
+}
+
+/* Carries out what the control thread has asked for. False: to quit. */
+static bool
+run_commands(Proxy *proxy)
+{
+    for (;;) {
+        pthread_mutex_lock(&proxy->lock);
+        bool quit = proxy->quit;
+        Command *command = quit ? NULL : command_list_pop(&proxy->todo);
+        pthread_mutex_unlock(&proxy->lock);
+
+        if (!command)
+            return !quit;
+        run_command(proxy, command);
+        publish(proxy);
+    }
+}
+
+static void
+announce_one(Nic *nic, uint8_t *buffer, size_t len)
+{
+    /* A lost announcement is repeated; the LAN tap's state shows in frames that matter. */
+    (void)!write(nic->lan_fd, buffer, PORT_VNET_BYTES + len);
+}
+
+static void
+announce_all(Proxy *proxy)
+{
+    uint8_t buffer[PORT_VNET_BYTES + ANNOUNCE_FRAME_MAX] = {0};
+    uint8_t *frame = buffer + PORT_VNET_BYTES;
+    AddressTable table;
+
+    pthread_mutex_lock(&proxy->book.lock);
+    table = proxy->book.table;
+    pthread_mutex_unlock(&proxy->book.lock);
+
+    for (unsigned i = 0; i < proxy->n_nics; i++)
+        announce_one(&proxy->nics[i], buffer, announce_rarp(proxy->nics[i].config.mac, frame));
+    for (unsigned i = 0; i < table.n; i++) {
+        const ProxyAddress *address = &table.entries[i].address;
+
+        if (address->nic >= proxy->n_nics)
+            continue;
+
+        Nic *nic = &proxy->nics[address->nic];
+        const uint8_t *mac = nic->config.mac;
+
+        if (!address->ipv6)
+            announce_one(nic, buffer, announce_arp(mac, address->bytes, frame));
+        else if (!table.router[address->nic])
+            announce_one(nic, buffer, announce_na(mac, address->bytes, frame));
+    }
+}
+
+static void
+announce_if_due(Proxy *proxy, int64_t now_ns)
+{
+    if (proxy->announce_next_ns == 0 || now_ns < proxy->announce_next_ns)
+        return;
+    announce_all(proxy);
+    proxy->announce_next_ns = proxy->announce_step < G_N_ELEMENTS(announce_pauses_ns)
+                                  ? now_ns + announce_pauses_ns[proxy->announce_step]
+                                  : 0;
+    proxy->announce_step++;
+}
+
+static void
+lan_gone(int ifindex, gpointer user_data)
+{
+    Proxy *proxy = user_data;
+
+    for (unsigned i = 0; i < proxy->n_nics; i++)
+        if (proxy->nics[i].lan_ifindex == ifindex)
+            nic_fail_lan(&proxy->nics[i], ENODEV);
+}
+
+static void
+handle_port_event(Nic *nic, uint32_t events)
+{
+    if (events & EPOLLOUT)
+        nic->ingress_retry_ns = 0;
+    if (!(events & (EPOLLIN | EPOLLERR | EPOLLHUP)))
+        return;
+    nic->port_readable = true;
+    /* With a full queue the end cannot be read, and would be reported for ever. */
+    if ((events & (EPOLLERR | EPOLLHUP)) && !nic_wants_port_input(nic))
+        nic_fail_port(nic, EPIPE);
+}
+
+static void
+handle_lan_event(Nic *nic, uint32_t events)
+{
+    if (events & EPOLLOUT)
+        nic->lan_blocked = false;
+    if (events & EPOLLIN)
+        nic->lan_readable = true;
+    if (events & EPOLLERR)
+        nic_fail_lan(nic, ENODEV);
+}
+
+static void
+handle_event(Proxy *proxy, const struct epoll_event *event)
+{
+    Nic *nic = &proxy->nics[event->data.u32 & ((1U << WATCH_NIC_BITS) - 1)];
+    uint64_t ignored;
+
+    switch ((WatchKind)(event->data.u32 >> WATCH_NIC_BITS)) {
+    case WATCH_WAKE:
+        (void)!read(proxy->wake_fd, &ignored, sizeof(ignored));
+        break;
+    case WATCH_MONITOR:
+        link_read_monitor(proxy->monitor_fd, lan_gone, proxy);
+        break;
+    case WATCH_PORT:
+        handle_port_event(nic, event->events);
+        break;
+    case WATCH_LAN:
+        handle_lan_event(nic, event->events);
+        break;
+    }
+}
+
+/* When something is to be done that no descriptor tells of. INT64_MAX: never. */
+static int64_t
+next_deadline(const Proxy *proxy)
+{
+    int64_t next = proxy->announce_next_ns ? proxy->announce_next_ns : INT64_MAX;
+
+    for (unsigned i = 0; i < proxy->n_nics; i++) {
+        const Nic *nic = &proxy->nics[i];
+
+        if (nic_is_runnable(nic))
+            return 0;
+        if (nic->ingress_stalled)
+            next = MIN(next, nic->ingress_retry_ns);
+        if (nic->lost_due)
+            next = MIN(next, nic->lost_next_ns);
+    }
+    return next;
+}
+
+static void
+wait_for_events(Proxy *proxy)
+{
+    struct epoll_event events[MAX_EVENTS];
+    int64_t next = next_deadline(proxy);
+    int64_t wait_ns = next == 0 ? 0 : MAX(next - clock_now_ns(), 0);
+    struct timespec timeout = {.tv_sec = wait_ns / NS_PER_S, .tv_nsec = wait_ns % NS_PER_S};
+    /* epoll_pwait2(): a full ring of the guest is looked at again after 100 us. */
+    int n = epoll_pwait2(proxy->epoll_fd, events, MAX_EVENTS, next == INT64_MAX ? NULL : &timeout,
+                         NULL);
+
+    for (int i = 0; i < n; i++)
+        handle_event(proxy, &events[i]);
+}
+
+void *
+proxy_thread_main(void *arg)
+{
+    Proxy *proxy = arg;
+
+    for (;;) {
+        wait_for_events(proxy);
+        if (!run_commands(proxy))
+            return NULL;
+
+        int64_t now_ns = clock_now_ns();
+
+        for (unsigned i = 0; i < proxy->n_nics; i++)
+            nic_read(&proxy->nics[i]);
+        check_lease(proxy);
+        for (unsigned i = 0; i < proxy->n_nics; i++) {
+            Nic *nic = &proxy->nics[i];
+
+            nic_flush(nic);
+            nic_pump(nic, now_ns);
+            nic_check_lost(nic, now_ns);
+        }
+        announce_if_due(proxy, now_ns);
+        check_lease(proxy);
+        publish(proxy);
+        for (unsigned i = 0; i < proxy->n_nics; i++)
+            update_watch(proxy, &proxy->nics[i]);
+    }
+}
