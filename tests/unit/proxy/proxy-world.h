@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* proxy-world.h - a bridge with a client in a network namespace of the test's own, and a fake QEMU
+ */
+#pragma once
+
+#include "proxy.h"
+
+/*
+ * The guest's end is the tap descriptor from the proxy (or an accepted stream socket), used as QEMU
+ * would. The client is a tap on the same bridge. Both speak in numbered frames of a private
+ * ethertype; everything else is ignored.
+ */
+typedef struct World {
+    Proxy *proxy;
+    int client_fd;
+    int guest_fd;  /* tap, or accepted stream */
+    int listen_fd; /* stream */
+    char *stream_dir, *stream_path;
+    int guest_header; /* bytes of virtio-net header on the guest's tap */
+    unsigned n_done, n_refused, n_high, n_broken;
+    guint64 n_lost;
+    char *broken_text;
+} World;
+
+enum { WORLD_DEADLINE_MS = 5000, WORLD_TAP_HEADER = 10 };
+
+/** Moves the calling thread into a new network namespace (exits loudly without the capabilities).
+ */
+void world_enter(void);
+
+/** In a new namespace: bridge, client, proxy. */
+void world_init(World *w, ProxyPortKind port, gsize hold_max_bytes);
+void world_clear(World *w);
+/** A proxy for the world's NIC; @adopt_fd or -1. */
+Proxy *world_proxy(World *w, ProxyPortKind port, gsize hold_max_bytes, int adopt_fd);
+
+void guest_send(World *w, guint32 number, size_t len);
+void client_send(World *w, guint32 number, size_t len);
+/** The next numbered frame, or -1 when none came within @wait_ms. */
+gint64 guest_recv(World *w, int wait_ms);
+gint64 client_recv(World *w, int wait_ms);
+
+void world_done(Proxy *proxy, gpointer world);
+void world_refused(Proxy *proxy, gpointer world);
+/* Each gives the command and runs the main loop until it is done. */
+void world_egress(World *w, ProxyEgress egress);
+void world_ingress(World *w, bool flowing);
+void world_mark(World *w, guint64 epoch);
+/** Runs the main loop until the counter is there. */
+void world_until(const unsigned *counter, unsigned at_least);
+/** Waits until so many frames are held. */
+void world_until_held(World *w, guint64 frames);
+void world_ioctl_name(unsigned long request, const char *name);
+void world_delete_link(const char *name);
