@@ -97,7 +97,10 @@ Gate *gate_secondary_new(int vm_fd, GIOStream *channel_stream, const GateConfig 
 void gate_free(Gate *gate);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Gate, gate_free)
 
-/** Passes the point the gate stands at. Asserts that it stands at @point: a caller's bug. */
+/**
+ * Passes the point the gate stands at. Asserts that it stands at @point: a caller's bug. What
+ * follows happens before it returns, callbacks included; nothing happens if the gate has failed.
+ */
 void gate_continue(Gate *gate, GatePoint point);
 
 /**
