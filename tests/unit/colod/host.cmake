@@ -7,3 +7,5 @@ target_compile_definitions(test-config PRIVATE
 colo_unit_test(test-state-file colod_host)
 colo_unit_test(test-event-log colod_host)
 colo_unit_test(test-control-server colod_host)
+colo_unit_test(test-arbiter colod_host)
+target_link_options(test-arbiter PRIVATE -Wl,--wrap=link -Wl,--wrap=faccessat)
