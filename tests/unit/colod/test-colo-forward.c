@@ -91,27 +91,6 @@ run(const GByteArray *in, size_t ready_at, guint step_max, guint32 seed, Tally *
 
 /* --- Recordings ------------------------------------------------------------------------------- */
 
-GByteArray *
-build_from_recording(const char *path)
-{
-    g_autoptr(GFile) file = g_file_new_for_path(path);
-    g_autoptr(GFileInputStream) packed = g_file_read(file, NULL, NULL);
-    g_autoptr(GZlibDecompressor) unzip = g_zlib_decompressor_new(G_ZLIB_COMPRESSOR_FORMAT_GZIP);
-
-    ck_assert_msg(packed != NULL, "%s", path);
-
-    g_autoptr(GInputStream) in =
-        g_converter_input_stream_new(G_INPUT_STREAM(packed), G_CONVERTER(unzip));
-    GByteArray *out = g_byte_array_new();
-    static guint8 piece[64 * 1024];
-    gssize n;
-
-    while ((n = g_input_stream_read(in, piece, sizeof(piece), NULL, NULL)) > 0)
-        g_byte_array_append(out, piece, (guint)n);
-    ck_assert_int_eq(n, 0);
-    return out;
-}
-
 /* Where READY was said: before the first REQUEST, SEND and RAM section in a row. */
 static size_t
 find_ready(const GByteArray *in)
