@@ -1,0 +1,202 @@
+#!/bin/bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# run.sh - everything that must be right: builds, unit tests, sanitizers, fuzzers, analysers, end-to-end tests.
+#
+# One line for each stage; what a stage printed is in build/test-logs and, if it failed, its end is shown.
+# A stage that fails does not keep the others from running. A tool that is missing is a failure.
+
+set -uo pipefail
+export LC_ALL=C
+PATH="$PATH:/usr/sbin:/sbin"
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+all_stages=(deps dev format shell asan tsan fuzz tidy cppcheck lab e2e)
+logs=build/test-logs
+jobs="$(nproc)"
+fuzz_seconds="${COLOD_FUZZ_SECONDS:-5}"
+sources=(common qmp compare proxy blockrep colod)
+failed=()
+passed=0
+
+usage()
+{
+    cat <<'USAGE'
+usage: tests/run.sh [STAGE...]
+
+Runs all stages, or only those named:
+
+  deps      install what building and testing needs
+  dev       build; unit tests and fuzz seeds
+  format    clang-format
+  shell     shellcheck
+  asan      unit tests and fuzz seeds under AddressSanitizer and UBSan
+  tsan      unit tests with threads under ThreadSanitizer
+  fuzz      each fuzzer for a few seconds (COLOD_FUZZ_SECONDS)
+  tidy      clang-tidy
+  cppcheck  cppcheck
+  lab       QEMU and guest of the lab
+  e2e       end-to-end tests
+USAGE
+}
+
+c_files()
+{
+    git ls-files -- '*.c' '*.h'
+}
+
+# Files that are shell scripts by their first line.
+shell_scripts()
+{
+    local file
+
+    git ls-files | while read -r file; do
+        [[ -f "$file" ]] && head -c 64 "$file" 2>/dev/null | head -n 1 | grep -qaE '^#!.*/(env )?(ba)?sh( |$)' &&
+            printf '%s\n' "$file"
+    done
+}
+
+build_preset()
+{
+    # A folder configured by an older checkout may know files that are gone.
+    cmake --preset "$1" -DCMAKE_EXPORT_COMPILE_COMMANDS=ON && cmake --build --preset "$1" -j "$jobs"
+}
+
+stage_deps()
+{
+    deploy/install-deps --build --test
+}
+
+stage_dev()
+{
+    build_preset dev && ctest --preset dev -j "$jobs" --no-tests=error
+}
+
+stage_format()
+{
+    c_files | xargs clang-format --dry-run -Werror
+}
+
+stage_shell()
+{
+    shell_scripts | xargs shellcheck
+}
+
+stage_asan()
+{
+    build_preset asan && ctest --preset asan -j "$jobs" --no-tests=error
+}
+
+# The daemon's main loop is one thread; threads are the proxy's and the arbiter's.
+stage_tsan()
+{
+    build_preset tsan && ctest --preset tsan -j "$jobs" --no-tests=error -R 'proxy|arbiter|hold-queue'
+}
+
+# A crash leaves its input in build/fuzz/found.
+run_fuzzer()
+{
+    local program="$1" name work
+
+    name="$(basename "$program")"
+    work="build/fuzz/corpus/$name"
+    mkdir -p "$work" build/fuzz/found
+    printf '%s\n' "--- $name"
+    timeout "$((fuzz_seconds * 4 + 60))" "$program" -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 \
+        -print_final_stats=1 -artifact_prefix="build/fuzz/found/$name-" "$work" \
+        "$(dirname "${program/#build\/fuzz\//}")/$name.corpus"
+}
+
+stage_fuzz()
+{
+    local program status=0
+
+    build_preset fuzz || return 1
+    mapfile -t programs < <(find build/fuzz/tests/fuzz -name 'fuzz-*' -type f -perm -u+x | sort)
+    ((${#programs[@]} > 0)) || return 1
+    export -f run_fuzzer
+    export fuzz_seconds
+    # One core each; the output of one is printed in one piece.
+    # shellcheck disable=SC2016  # for the inner shell
+    printf '%s\n' "${programs[@]}" |
+        xargs -P "$jobs" -I{} bash -c 'out="$(run_fuzzer {} 2>&1)"; s=$?; printf "%s\n" "$out"; exit $s' || status=1
+    for program in "${programs[@]}"; do
+        printf 'fuzzed %s\n' "$program"
+    done
+    return $status
+}
+
+stage_tidy()
+{
+    local program
+
+    [[ -e build/dev/compile_commands.json ]] || build_preset dev || return 1
+    program="$(command -v clang-tidy)" || return 1
+    git ls-files -- "${sources[@]/%//*.c}" |
+        xargs -P "$jobs" -n 4 timeout 300 "$program" -p build/dev --quiet --extra-arg=-Wno-unknown-warning-option
+}
+
+stage_cppcheck()
+{
+    git ls-files -- "${sources[@]/%//*.c}" |
+        xargs timeout 600 cppcheck -j "$jobs" --quiet --error-exitcode=1 --std=c11 --inline-suppr \
+            --enable=warning,performance,portability --library=gtk --library=posix \
+            --suppressions-list=tests/cppcheck.supp -I common -I qmp -I proxy -I colod \
+            '-DG_GNUC_PRINTF(a,b)=' '-DG_DEFINE_QUARK(name,function)=' '-DG_DEFINE_EXTENDED_ERROR(name,function)='
+}
+
+stage_lab()
+{
+    tests/lab/qemu-root && tests/lab/guest-image
+}
+
+stage_e2e()
+{
+    [[ -x build/dev/colod/colod ]] || build_preset dev || return 1
+    timeout 1200 /usr/bin/python3 -m pytest -p no:cacheprovider -q --durations=15 tests/e2e
+}
+
+run_stage()
+{
+    local stage="$1" start=$SECONDS status
+
+    printf '%-9s ' "$stage"
+    "stage_$stage" >"$logs/$stage.log" 2>&1 </dev/null
+    status=$?
+    if ((status == 0)); then
+        printf 'ok      %4d s\n' $((SECONDS - start))
+        ((passed++))
+        return
+    fi
+    printf 'FAILED  %4d s, the end of %s:\n' $((SECONDS - start)) "$logs/$stage.log"
+    tail -n 40 "$logs/$stage.log" | sed 's/^/    /'
+    failed+=("$stage")
+}
+
+stages=()
+for argument in "$@"; do
+    case "$argument" in
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    *)
+        if [[ " ${all_stages[*]} " != *" $argument "* ]]; then
+            usage >&2
+            exit 2
+        fi
+        stages+=("$argument")
+        ;;
+    esac
+done
+((${#stages[@]} > 0)) || stages=("${all_stages[@]}")
+
+mkdir -p "$logs"
+for stage in "${stages[@]}"; do
+    run_stage "$stage"
+done
+
+if ((${#failed[@]} > 0)); then
+    printf 'run.sh: FAILED: %s (%d stages passed) in %d s\n' "${failed[*]}" "$passed" "$SECONDS"
+    exit 1
+fi
+printf 'run.sh: all %d stages passed in %d s\n' "$passed" "$SECONDS"
