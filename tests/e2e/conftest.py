@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""conftest.py - one lab for all tests, mended between them, made anew where mending fails.
+
+COLOD_E2E_BUILD   build directory (default build/dev)
+COLOD_E2E_LOGS    where logs of failed tests go (default build/e2e)
+"""
+import contextlib
+import os
+import re
+import shutil
+import sys
+import time
+
+import pytest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SOURCE = os.path.dirname(os.path.dirname(HERE))
+sys.path[:0] = [f"{SOURCE}/tests/lab", HERE]
+
+# pylint: disable=wrong-import-position
+from lablib.lab import Lab  # noqa: E402
+from lablib.settings import Settings  # noqa: E402
+from lablib.util import LabError  # noqa: E402
+from pair import REPROTECT_S, Pair  # noqa: E402
+
+BUILD = os.path.abspath(os.environ.get("COLOD_E2E_BUILD", f"{SOURCE}/build/dev"))
+LOGS = os.environ.get("COLOD_E2E_LOGS", f"{SOURCE}/build/e2e")
+
+
+class LabKeeper:
+    """The one lab, with the options the tests ask for."""
+
+    def __init__(self):
+        self.lab = Lab("e2e")
+        self.options = None
+
+    def get(self, options):
+        """A protected pair with these options."""
+        if self.options != options or not self._mend():
+            self.drop()
+            self.lab.up(Settings(build=BUILD, **options), progress=lambda _: None)
+            self.options = options
+        return self.lab
+
+    def _mend(self):
+        """Whatever a test left: links, frozen processes, dead colods. False if that does not help."""
+        try:
+            self.lab.heal()
+            for name, host in self.lab.hosts.items():
+                self.lab.thaw(name, "host")
+                if not host.colod():
+                    self.lab.start(name)
+            self.lab.wait_protected(None, REPROTECT_S / 2)
+            return self.lab.http_get("/index.html") is not None
+        except LabError:
+            return False
+
+    def drop(self):
+        self.options = None
+        self.lab.down()
+
+    def save_logs(self, test):
+        target = f"{LOGS}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', test)}"
+        shutil.rmtree(target, ignore_errors=True)
+        for name, host in self.lab.hosts.items():
+            os.makedirs(f"{target}/{name}")
+            for path in (host.log, host.config, host.state_file, f"{host.dir}/run/lab/qemu.log",
+                         f"{host.dir}/run/lab/console.log"):
+                with contextlib.suppress(OSError):
+                    shutil.copy(path, f"{target}/{name}/")
+        with open(f"{target}/status", "w", encoding="utf-8") as file:
+            with contextlib.suppress(LabError):
+                file.write(self.lab.describe() + "\n")
+        return target
+
+
+@pytest.fixture(scope="session")
+def keeper():
+    keeper = LabKeeper()
+    keeper.lab.down()  # what a run that was killed left
+    yield keeper
+    keeper.drop()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    setattr(item, f"report_{call.when}", report)
+
+
+def mark_log(lab, text):
+    for host in lab.hosts.values():
+        with contextlib.suppress(OSError), open(host.log, "a", encoding="utf-8") as log:
+            log.write(f"--- test: {text}\n")
+
+
+@pytest.fixture
+def pair(request, keeper):
+    """A protected pair; @pytest.mark.lab(arbiter="manual", ...) asks for other options than the defaults."""
+    marker = request.node.get_closest_marker("lab")
+    lab = keeper.get(marker.kwargs if marker else {})
+    mark_log(lab, f"{request.node.name} begins")
+    pair = Pair(lab)
+    yield pair
+    pair.close()
+    report = getattr(request.node, "report_call", None)
+    if report is not None and report.failed:
+        print(f"logs: {keeper.save_logs(request.node.name)}")
+        keeper.drop()
+    else:
+        mark_log(lab, f"{request.node.name} ends")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "lab(**options): options of the lab the test wants")
+    config.e2e_start = time.monotonic()
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that want the same lab stand together; within that, in the order of the files."""
+    def options(item):
+        marker = item.get_closest_marker("lab")
+        return repr(sorted(marker.kwargs.items())) if marker else ""
+    items.sort(key=options)

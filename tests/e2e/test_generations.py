@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Hosts that come back with a generation older than the one clients have seen."""
+import shutil
+import time
+
+from pair import STALL_SILENT, STALL_TOLD
+
+QUIET_S = 3.0  # longer than colod's start-up grace and its retries
+
+
+def power_off_both(pair):
+    for name in ("a", "b"):
+        pair.lab.kill(name, "host")
+
+
+def save_states(pair):
+    for host in pair.lab.hosts.values():
+        shutil.copy(host.state_file, f"{host.dir}/old-state")
+
+
+def restore_state(host):
+    shutil.copy(f"{host.dir}/old-state", host.state_file)
+
+
+def test_both_hosts_stale(pair):
+    """Both disks were set back to before a failover: the arbiter knows better and nobody starts the VM."""
+    save_states(pair)
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.kill(pair.primary, "qemu")
+    pair.takeover(pair.secondary, mark, load, STALL_TOLD)
+    pair.lab.wait_protected(pair.secondary, 40)
+    load.stop()
+    power_off_both(pair)
+    start_ns = time.monotonic_ns()
+    for name, host in pair.lab.hosts.items():
+        restore_state(host)
+        pair.lab.start(name)
+    for name in ("a", "b"):
+        pair.wait(name, lambda s: s["peer"]["connected"] and s["state"] == "idle", 10, "idle and connected")
+    time.sleep(QUIET_S)  # the test is that nothing happens in this time
+    for name in ("a", "b"):
+        assert pair.status(name)["state"] == "idle", pair.lab.describe()
+        assert not pair.has_qemu(name)
+        assert pair.assert_reason(name)
+    assert pair.sniffer.count(None, start_ns) == 0
+    # The guest's memory is gone; an operator decides that it is to start anew, and where.
+    pair.lab.host(pair.secondary).call("failover", timeout=20)
+    pair.lab.wait_protected(pair.secondary, 60)
+    assert pair.status(pair.secondary)["generation"] > mark.generation + 1
+    pair.assert_turns([pair.primary, pair.secondary])
+
+
+def test_stale_primary_cannot_see_the_other_host(pair):
+    """It comes back behind a cut link with the state of the primary it was: it must not start its VM."""
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.kill(pair.primary, "host")
+    pair.takeover(pair.secondary, mark, load, STALL_SILENT)
+    pair.lab.cut()
+    pair.lab.start(pair.primary)
+    time.sleep(QUIET_S)  # the test is that nothing happens in this time
+    assert not pair.has_qemu(pair.primary)
+    assert pair.status(pair.primary)["role"] != "primary"
+    pair.assert_reason(pair.primary)
+    load.wait_flow()
+    pair.lab.heal()
+    pair.finish(mark, load, [pair.primary, pair.secondary])
+
+
+def test_last_primary_starts_the_vm_after_a_power_cut(pair):
+    """Both hosts lose their power. The guest is gone, but the two agree who starts it, once."""
+    mark = pair.mark()
+    power_off_both(pair)
+    start_ns = time.monotonic_ns()
+    for name in ("a", "b"):
+        pair.lab.start(name)
+    primary = pair.lab.wait_protected(None, 60)
+    assert pair.status(primary)["generation"] > mark.generation
+    pair.sniffer.stop()
+    assert pair.sniffer.turns(start_ns) in ([], [primary])

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A QEMU or a host dies or stands still."""
+import hashlib
+
+import pytest
+from pair import STALL_SILENT, STALL_STUCK, STALL_TOLD
+
+from lablib.clients import Blob, Download
+
+
+def test_pvm_killed(pair):
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.kill(pair.primary, "qemu")
+    pair.takeover(pair.secondary, mark, load, STALL_TOLD)
+    pair.finish(mark, load, [pair.primary, pair.secondary])
+    pair.assert_told(pair.primary, mark, r"QEMU.*(signal|kill|ended)")
+    pair.assert_told(pair.secondary, mark, r"taken over|primary's VM ended")
+
+
+def test_pvm_killed_in_a_download_with_checksum(pair):
+    """/blob to its end, across the takeover, as fast as it goes."""
+    with open(f"{pair.lab.settings.guest}/blob.sha256", encoding="ascii") as file:
+        wanted = file.read().strip()
+    digest = hashlib.sha256()
+
+    class Summing(Download):
+        def _take(self, data):
+            digest.update(data)
+            super()._take(data)
+
+    Blob.differs(0, b"\0")  # makes its table before the clock runs
+    download = Summing(pair.lab, 64)
+    download.start()
+    download.wait_more(8 << 20)
+    mark = pair.mark()
+    pair.lab.kill(pair.primary, "qemu")
+    download.wait_done(60)
+    assert digest.hexdigest() == wanted
+    pair.finish(mark, None, [pair.primary, pair.secondary])
+
+
+def test_svm_killed(pair):
+    """The primary goes on, unprotected, and releases what it held."""
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.kill(pair.secondary, "qemu")
+    pair.takeover(pair.primary, mark, load, STALL_TOLD)
+    pair.finish(mark, load, [pair.primary])
+    pair.assert_told(pair.secondary, mark, r"QEMU.*(signal|kill|ended)")
+    pair.assert_told(pair.primary, mark, r"secondary's VM ended|checkpointing failed")
+
+
+def test_pvm_frozen(pair):
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.freeze(pair.primary, "qemu")
+    pair.takeover(pair.secondary, mark, load, STALL_STUCK)
+    pair.finish(mark, load, [pair.primary, pair.secondary])
+    pair.assert_told(pair.primary, mark, r"stuck|deadline|within \d+ ms")
+
+
+def test_svm_frozen(pair):
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.freeze(pair.secondary, "qemu")
+    pair.takeover(pair.primary, mark, load, STALL_STUCK)
+    pair.finish(mark, load, [pair.primary])
+    pair.assert_told(pair.primary, mark, r"deadline|within \d+ ms|secondary")
+
+
+def test_primary_host_gone_silently(pair):
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.kill(pair.primary, "host")
+    pair.takeover(pair.secondary, mark, load, STALL_SILENT)
+    pair.assert_reason(pair.secondary)
+    pair.assert_told(pair.secondary, mark, r"heartbeat|link lost|silent")
+    pair.lab.start(pair.primary)
+    pair.finish(mark, load, [pair.primary, pair.secondary])
+
+
+def test_secondary_host_gone_silently(pair):
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.kill(pair.secondary, "host")
+    pair.takeover(pair.primary, mark, load, STALL_SILENT)
+    pair.assert_reason(pair.primary)
+    pair.assert_told(pair.primary, mark, r"heartbeat|link lost|silent")
+    pair.lab.start(pair.secondary)
+    pair.finish(mark, load, [pair.primary])
+
+
+def test_primary_host_frozen_then_thawed(pair):
+    """It wakes up with held output and a guest that believes to be alone; nothing of that may leave."""
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.freeze(pair.primary, "host")
+    pair.takeover(pair.secondary, mark, load, STALL_SILENT)
+    pair.lab.thaw(pair.primary, "host")
+    pair.finish(mark, load, [pair.primary, pair.secondary])
+    pair.assert_told(pair.primary, mark, r"heartbeat|link lost|newer generation|refused")
+
+
+def test_secondary_host_frozen_then_thawed(pair):
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.freeze(pair.secondary, "host")
+    pair.takeover(pair.primary, mark, load, STALL_SILENT)
+    pair.lab.thaw(pair.secondary, "host")
+    pair.finish(mark, load, [pair.primary])
+
+
+@pytest.mark.parametrize("step", range(1, 8))
+def test_primary_killed_at_step(pair, step):
+    """The gate stands still at a step of a checkpoint; then the primary host loses its power."""
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.host(pair.primary).call("test-stall", step=step)
+    pair.wait(pair.primary, lambda _: stalled(pair, mark), 5, f"a gate stalled at step {step}")
+    pair.lab.kill(pair.primary, "host")
+    pair.takeover(pair.secondary, mark, load, STALL_SILENT)
+    pair.lab.start(pair.primary)
+    pair.finish(mark, load, [pair.primary, pair.secondary])
+
+
+@pytest.mark.parametrize("step", range(1, 8))
+def test_pvm_killed_at_step(pair, step):
+    """The same, but colod lives and says that its VM is dead."""
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.host(pair.primary).call("test-stall", step=step)
+    pair.wait(pair.primary, lambda _: stalled(pair, mark), 5, f"a gate stalled at step {step}")
+    pair.lab.kill(pair.primary, "qemu")
+    pair.takeover(pair.secondary, mark, load, STALL_TOLD)
+    pair.finish(mark, load, [pair.primary, pair.secondary])
+
+
+def stalled(pair, mark):
+    return any(event["event"] == "stalled" for event in pair.events(pair.primary, mark))
+
+
+@pytest.mark.lab(port="stream")
+def test_stream_port(pair):
+    """The other kind of guest port: no offload, a socket per NIC."""
+    load = pair.load()
+    mark = pair.mark()
+    pair.lab.kill(pair.primary, "qemu")
+    pair.takeover(pair.secondary, mark, load, STALL_TOLD)
+    pair.finish(mark, load, [pair.primary, pair.secondary])
