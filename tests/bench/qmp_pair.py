@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""qmp_pair.py - two QEMUs of the lab's guest on a plain UNIX socket, driven by a few QMP commands.
+
+The measure for our tunnel: the same QEMU, guest, devices and checkpoint interval, and nothing between the two.
+"""
+import collections
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+
+from lablib import netns
+from lablib.topology import GUEST_ADDRESS, GUEST_MAC
+from lablib.util import LabError, Process, run, wait_until
+
+
+class Qmp(threading.Thread):
+    """Answers by id, events in order."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self.answers = {}
+        self.events = collections.deque()
+        self.changed = threading.Condition()
+        self.last_id = 0
+
+        def connect():
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.connect(path)
+                return sock
+            except OSError:
+                sock.close()
+                return None
+        self.sock = wait_until(connect, 20, f"{path} is there")
+        self.stream = self.sock.makefile("r")
+        self.stream.readline()
+        self.start()
+        self.call("qmp_capabilities")
+
+    def run(self):
+        for line in self.stream:
+            message = json.loads(line)
+            with self.changed:
+                if "event" in message:
+                    self.events.append(message)
+                else:
+                    self.answers[message["id"]] = message
+                self.changed.notify_all()
+
+    def call(self, command, **arguments):
+        self.last_id += 1
+        number = self.last_id
+        request = {"execute": command, "id": number}
+        if arguments:
+            request["arguments"] = arguments
+        self.sock.sendall(json.dumps(request).encode() + b"\n")
+        with self.changed:
+            if not self.changed.wait_for(lambda: number in self.answers, 20):
+                raise LabError(f"QMP {command}: no answer within 20 s")
+            answer = self.answers.pop(number)
+        if "error" in answer:
+            raise LabError(f"QMP {command}: {answer['error']['desc']}")
+        return answer["return"]
+
+    def wait_event(self, name, seconds=10):
+        """The next one of this name, in microseconds; those before it are forgotten."""
+        deadline = time.monotonic() + seconds
+        with self.changed:
+            while True:
+                while self.events:
+                    event = self.events.popleft()
+                    if event["event"] == name:
+                        stamp = event["timestamp"]
+                        return stamp["seconds"] * 1_000_000 + stamp["microseconds"]
+                if not self.changed.wait(max(0, deadline - time.monotonic())):
+                    raise LabError(f"QMP: no {name} within {seconds} s")
+
+
+class PlainPair:
+    def __init__(self, prefix, settings):
+        self.settings = settings
+        self.room = f"{prefix}-plain"
+        self.dir = tempfile.mkdtemp(prefix="cldlab-plain-")
+        self.processes = []
+
+    def __enter__(self):
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.destroy()
+        netns.delete(self.room)
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def _start(self):
+        netns.delete(self.room)
+        netns.add(self.room)
+        run(*netns.enter_argv(self.room), "sysctl", "-q", "net.ipv6.conf.all.disable_ipv6=1",
+            "net.ipv6.conf.default.disable_ipv6=1")
+        for tap in ("tap-p", "tap-s"):
+            run("ip", "-n", self.room, "tuntap", "add", tap, "mode", "tap", "vnet_hdr")
+            run("ip", "-n", self.room, "link", "set", tap, "up")
+        run("ip", "-n", self.room, "addr", "add", "10.77.0.1/24", "dev", "tap-p")
+        self.primary = self._qemu("p")
+        self.secondary = self._qemu("s", "-incoming", "defer")
+        wait_until(self._guest_answers, 60, "the plain guest answers")
+        self._enter_colo()
+
+    def _qemu(self, name, *options):
+        settings = self.settings
+        with open(f"{settings.guest}/cmdline", encoding="ascii") as file:
+            append = file.read().strip()
+        with open(f"{self.dir}/{name}.log", "wb") as log:
+            child = subprocess.Popen(
+                [*netns.enter_argv(self.room), settings.qemu, "-M", "pc", "-accel", "tcg",
+                 "-m", str(settings.memory_mib), "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none",
+                 "-serial", f"file:{self.dir}/{name}.console",
+                 "-kernel", f"{settings.guest}/vmlinuz", "-initrd", f"{settings.guest}/initrd", "-append", append,
+                 "-netdev", f"tap,id=nic0,ifname=tap-{name},script=no,downscript=no,vhost=off",
+                 "-device", f"virtio-net-pci,netdev=nic0,mac={GUEST_MAC}",
+                 "-qmp", f"unix:{self.dir}/{name}.qmp,server=on,wait=off", *options],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        child.returncode = 0
+        self.processes.append(Process(child.pid))
+        return Qmp(f"{self.dir}/{name}.qmp")
+
+    def socket(self, timeout):
+        with netns.inside(self.room):
+            sock = socket.socket()
+        sock.settimeout(timeout)
+        return sock
+
+    def guest_command(self, text, timeout=10):
+        with self.socket(timeout) as sock:
+            sock.connect((GUEST_ADDRESS, 9))
+            sock.sendall(text.encode() + b"\n")
+            return sock.makefile().readline().strip()
+
+    def _guest_answers(self):
+        try:
+            return self.guest_command("status", 1).startswith("ok")
+        except OSError:
+            return False
+
+    def _enter_colo(self):
+        for qmp in (self.primary, self.secondary):
+            qmp.call("migrate-set-capabilities", capabilities=[
+                {"capability": name, "state": True} for name in ("return-path", "x-colo")])
+        address = f"unix:{self.dir}/migration"
+        self.secondary.call("migrate-incoming", uri=address)
+        wait_until(lambda: os.path.exists(f"{self.dir}/migration"), 10, "the secondary listens")
+        self.primary.call("migrate-set-parameters", **{
+            "max-bandwidth": 1 << 40, "downtime-limit": 300, "x-checkpoint-delay": 600_000})
+        self.primary.call("migrate", uri=address)
+        wait_until(lambda: self.primary.call("query-migrate").get("status") == "colo", 30, "COLO")
+
+    def checkpoints(self, count, interval_ms):
+        """That many checkpoints, one each interval; the primary's pauses in microseconds."""
+        pauses = []
+        due = time.monotonic()
+        while len(pauses) < count:
+            due = max(due + interval_ms / 1000, time.monotonic())
+            time.sleep(max(0, due - time.monotonic()))
+            self.primary.events.clear()
+            # Any change of it starts a checkpoint; it is also the longest time until the next.
+            self.primary.call("migrate-set-parameters", **{"x-checkpoint-delay": 600_000})
+            stopped = self.primary.wait_event("STOP")
+            pauses.append(self.primary.wait_event("RESUME") - stopped)
+        return pauses
