@@ -62,7 +62,7 @@ try_end(Gate *gate)
     be64_store(end + 16, gate_transfer_digest(gate));
     gate->step = GATE_STEP_COMMIT;
     gate_await_nothing(gate, GATE_TIMER_TRANSFER);
-    gate_await_message(gate, "COMMITTED from the peer");
+    gate_await_peer(gate, "COMMITTED from the peer");
     gate_send(gate, PEER_MESSAGE_END, view_of(end, sizeof(end)));
 }
 
@@ -178,15 +178,17 @@ on_ready(Gate *gate)
 
 /* One of REPLY, RECEIVED, LOADED: passed on, and the next step begins. */
 static void
-pass_return(Gate *gate, GateStep step, GateStep next, const char *awaited)
+pass_return(Gate *gate, GateStep step, GateStep next)
 {
     View item = gate_item_take(&gate->return_item);
 
     if (gate_is_caught(gate, step))
         return;
     gate->step = next;
-    if (awaited)
-        gate_await_message(gate, awaited);
+    if (next == GATE_STEP_SEND)
+        gate_await_message(gate, "VMSTATE_SEND from QEMU");
+    else if (next == GATE_STEP_LOAD)
+        gate_await_peer(gate, "VMSTATE_LOADED from the peer");
     else
         gate_await_nothing(gate, GATE_TIMER_MESSAGE);
     gate_vm_write(gate, item);
@@ -206,13 +208,13 @@ on_return_event(Gate *gate, ColoReturnEvent event)
         on_ready(gate);
         break;
     case COLO_RETURN_REPLY:
-        pass_return(gate, GATE_STEP_REPLY, GATE_STEP_SEND, "VMSTATE_SEND from QEMU");
+        pass_return(gate, GATE_STEP_REPLY, GATE_STEP_SEND);
         break;
     case COLO_RETURN_RECEIVED:
-        pass_return(gate, GATE_STEP_RELEASE, GATE_STEP_LOAD, "VMSTATE_LOADED from the peer");
+        pass_return(gate, GATE_STEP_RELEASE, GATE_STEP_LOAD);
         break;
     case COLO_RETURN_LOADED:
-        pass_return(gate, GATE_STEP_LOAD, GATE_STEP_IDLE, NULL);
+        pass_return(gate, GATE_STEP_LOAD, GATE_STEP_IDLE);
         if (gate_is_live(gate) && !gate->stalled) {
             gate_figures_loaded(gate);
             gate_notify(gate, GATE_NOTICE_LOADED, gate->epoch);
@@ -255,7 +257,7 @@ on_committed(Gate *gate, View payload)
     gate->epoch = epoch;
     gate->step = GATE_STEP_RELEASE;
     gate->under_way.committed_ns = clock_now_ns();
-    gate_await_message(gate, "VMSTATE_RECEIVED from the peer");
+    gate_await_peer(gate, "VMSTATE_RECEIVED from the peer");
     gate_notify(gate, GATE_NOTICE_COMMITTED, epoch);
 }
 
@@ -297,7 +299,7 @@ primary_pass_point(Gate *gate, GatePoint point)
         break;
     case GATE_POINT_REQUEST:
         gate->step = GATE_STEP_REPLY;
-        gate_await_message(gate, "CHECKPOINT_REPLY from the peer");
+        gate_await_peer(gate, "CHECKPOINT_REPLY from the peer");
         gate_send_message(gate, PEER_MESSAGE_DATA_FORWARD, COLO_MESSAGE_CHECKPOINT_REQUEST);
         break;
     case GATE_POINT_MARK:

@@ -35,6 +35,7 @@ typedef struct GateDeadline {
     gint64 armed_us; /* the source's ready time, never later than due_us */
     const char *awaited;
     unsigned limit_ms;
+    bool from_peer;
 } GateDeadline;
 
 typedef enum GateTimer {
@@ -124,6 +125,8 @@ bool gate_is_caught(Gate *gate, GateStep step);
 /** Starts, restarts (gate_await) and stops a limit. @awaited: static text for the error. */
 void gate_await(Gate *gate, GateTimer timer, unsigned limit_ms, const char *awaited);
 void gate_await_message(Gate *gate, const char *awaited);
+/** The same for what the peer is to send. */
+void gate_await_peer(Gate *gate, const char *awaited);
 void gate_await_nothing(Gate *gate, GateTimer timer);
 
 /** Bytes moved in the initial migration. */

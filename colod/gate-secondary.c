@@ -70,7 +70,7 @@ on_send(Gate *gate)
         return;
     gate->step = GATE_STEP_TRANSFER;
     gate_transfer_begin(gate);
-    gate_await_message(gate, "more of the checkpoint from the peer");
+    gate_await_peer(gate, "more of the checkpoint from the peer");
     gate_vm_write(gate, message);
 }
 
@@ -128,7 +128,7 @@ on_data_forward(Gate *gate, View in)
     View run = view_of(in.data, 0); /* parsed, to be passed on */
 
     if (gate->in_transfer)
-        gate_await_message(gate, "more of the checkpoint from the peer");
+        gate_await_peer(gate, "more of the checkpoint from the peer");
     while (in.len > 0 && gate_is_live(gate) && !gate->stalled) {
         bool direct = !gate->ready_seen || (gate->in_transfer && !gate->holding);
         bool holding = gate->holding;
@@ -260,7 +260,7 @@ on_ready(Gate *gate)
         gate_fail(gate, GATE_ERROR_STREAM, "SVM's return channel: %s", error->message);
         return;
     }
-    gate_await_message(gate, "ARM from the peer");
+    gate_await_peer(gate, "ARM from the peer");
     gate_send_message(gate, PEER_MESSAGE_DATA_RETURN, COLO_MESSAGE_CHECKPOINT_READY);
     gate_notify(gate, GATE_NOTICE_READY, 0);
 }
@@ -358,7 +358,7 @@ secondary_pass_point(Gate *gate, GatePoint point)
     switch (point) {
     case GATE_POINT_REPLY:
         gate->step = GATE_STEP_SEND;
-        gate_await_message(gate, "VMSTATE_SEND from the peer");
+        gate_await_peer(gate, "VMSTATE_SEND from the peer");
         gate_send_message(gate, PEER_MESSAGE_DATA_RETURN, COLO_MESSAGE_CHECKPOINT_REPLY);
         break;
     case GATE_POINT_COMMIT:

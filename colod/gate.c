@@ -278,8 +278,8 @@ dispatch_deadline(GSource *source, GSourceFunc callback G_GNUC_UNUSED,
         return G_SOURCE_CONTINUE;
     }
     gate_ref(gate);
-    gate_fail(gate, GATE_ERROR_DEADLINE, "no %s within %u ms", deadline->awaited,
-              deadline->limit_ms);
+    gate_fail(gate, deadline->from_peer ? GATE_ERROR_PEER_DEADLINE : GATE_ERROR_DEADLINE,
+              "no %s within %u ms", deadline->awaited, deadline->limit_ms);
     gate_unref(gate);
     return G_SOURCE_REMOVE;
 }
@@ -306,6 +306,7 @@ gate_await(Gate *gate, GateTimer timer, unsigned limit_ms, const char *awaited)
         return; /* failed */
     deadline->awaited = awaited;
     deadline->limit_ms = limit_ms;
+    deadline->from_peer = false;
     deadline->due_us = g_get_monotonic_time() + (gint64)limit_ms * 1000;
     if (deadline->armed_us >= 0 && deadline->armed_us <= deadline->due_us)
         return;
@@ -317,6 +318,14 @@ void
 gate_await_message(Gate *gate, const char *awaited)
 {
     gate_await(gate, GATE_TIMER_MESSAGE, gate->config.message_timeout_ms, awaited);
+}
+
+void
+gate_await_peer(Gate *gate, const char *awaited)
+{
+    gate_await(gate, GATE_TIMER_MESSAGE,
+               gate->config.message_timeout_ms + gate->config.peer_margin_ms, awaited);
+    gate->timers[GATE_TIMER_MESSAGE].from_peer = true;
 }
 
 void
@@ -675,4 +684,11 @@ gate_expect_request(Gate *gate)
 {
     if (gate_is_live(gate) && gate->armed && gate->step == GATE_STEP_IDLE && !gate->stalled)
         gate_await_message(gate, "CHECKPOINT_REQUEST");
+}
+
+void
+gate_detach_peer(Gate *gate)
+{
+    if (gate_is_live(gate) && !gate->peer_lost)
+        gate_fail_peer(gate, GATE_ERROR_PEER_CLOSED, "the peer is lost");
 }

@@ -12,6 +12,7 @@
 GQuark gate_error_quark(void);
 
 typedef enum GateError {
+    GATE_ERROR_PEER_DEADLINE, /* the same, and it was the peer's to send */
     GATE_ERROR_DEADLINE, /* a message missed its deadline; the text names message, step and limit */
     GATE_ERROR_STREAM, /* QEMU's stream is not what it must be (COLO_STREAM_ERROR's text inside) */
     GATE_ERROR_VM_CLOSED,   /* the local QEMU closed its migration socket */
@@ -76,7 +77,9 @@ typedef struct GateHandlers {
 } GateHandlers;
 
 typedef struct GateConfig {
-    unsigned message_timeout_ms;   /* each COLO message, and each silence within a transfer */
+    unsigned message_timeout_ms; /* each COLO message, and each silence within a transfer */
+    unsigned peer_margin_ms; /* added where the peer is to send: the end nearer to a fault sees it
+                                first */
     unsigned transfer_timeout_ms;  /* RAM delta and tail of one checkpoint, in all */
     unsigned migration_timeout_ms; /* silence within the initial migration */
     guint64 tail_max_bytes;        /* device state held in memory */
@@ -109,6 +112,13 @@ void gate_continue(Gate *gate, GatePoint point);
  * watch the link).
  */
 void gate_expect_request(Gate *gate);
+
+/**
+ * The peer is known to be lost, by other means than its channel: nothing more is taken from it.
+ * `failed` with GATE_ERROR_PEER_CLOSED follows: from within this call, or, on a secondary in
+ * GATE_LOAD_LOADING, when the load has ended. No-op on a gate that has failed.
+ */
+void gate_detach_peer(Gate *gate);
 
 GateStep gate_step(const Gate *gate);
 

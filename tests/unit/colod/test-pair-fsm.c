@@ -380,6 +380,8 @@ forget_claims(Host *h)
     }
 }
 
+static void follow_generation(World *w, int i);
+
 static void
 host_event(World *w, int i, PairEvent event)
 {
@@ -412,10 +414,26 @@ host_event(World *w, int i, PairEvent event)
         act(w, i, step.actions[k]);
     if (h->state == PAIR_ALONE)
         h->facts.protecting = FALSE;
-    if (h->state != before)
+    if (h->state != before) {
         send_state(w, i);
+        follow_generation(w, i);
+    }
     if (h->state == PAIR_ALONE && before != PAIR_ALONE)
         h->retry = TRUE;
+}
+
+/* An idle host follows the newest generation it hears of. */
+static void
+follow_generation(World *w, int i)
+{
+    Host *h = &w->host[i];
+
+    if ((h->state == PAIR_IDLE || h->state == PAIR_OFF) && h->facts.peer_up &&
+        h->facts.peer_generation > h->facts.generation) {
+        h->facts.generation = h->facts.peer_generation;
+        h->facts.role_primary = h->facts.protecting = h->facts.stale = FALSE;
+        send_state(w, i);
+    }
 }
 
 static void
@@ -436,12 +454,7 @@ deliver(World *w, int i)
         h->facts.peer_role_primary = message->role_primary;
         if (pair_state_has_vm(message->state))
             h->facts.peer_gave_up = FALSE;
-        if ((h->state == PAIR_IDLE || h->state == PAIR_OFF) &&
-            message->generation > h->facts.generation) {
-            h->facts.generation = message->generation;
-            h->facts.role_primary = h->facts.protecting = h->facts.stale = FALSE;
-            send_state(w, i);
-        }
+        follow_generation(w, i);
         host_event(w, i, first ? PAIR_EVENT_PEER_UP : PAIR_EVENT_PEER_STATE);
         return;
     }

@@ -1,0 +1,534 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* daemon-actions.c - what the state machine asks for: VM, proxy, gate
+ *
+ * A VM, its proxy and, while protected, its gate come and go together. Whatever fails on the way to
+ * a usable VM ends in its death: the text goes into `detail`, the process is killed, and VM_DEAD
+ * takes the state machine from there.
+ */
+#include "daemon-private.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <glib-unix.h>
+#include <glib/gstdio.h>
+
+#include "fd.h"
+
+enum {
+    WATCH_PERIOD_MS = 500,
+    SOCKET_BUFFER_BYTES = 1024 * 1024,
+};
+
+static void
+fail_vm(Daemon *d, const char *what, const GError *error)
+{
+    daemon_set_detail(d, "%s: %s", what, error->message);
+    event_log_add(d->log, EVENT_ERROR, "vm", "%s", d->detail);
+    if (d->vm != NULL)
+        vm_kill(d->vm);
+    else
+        daemon_event(d, PAIR_EVENT_VM_DEAD);
+}
+
+/* ---- gate ---- */
+
+void
+daemon_close_gate(Daemon *d)
+{
+    if (d->migration_accept != NULL)
+        (void)g_unlink(d->migration_path);
+    daemon_clear_source(&d->migration_accept);
+    fd_clear(&d->migration_fd);
+    g_clear_pointer(&d->gate, gate_free);
+}
+
+static GIOStream *
+take_checkpoint_stream(Daemon *d, GError **error)
+{
+    GIOStream *stream = peer_link_take_stream(d->link, PEER_CHANNEL_CHECKPOINT);
+
+    if (stream == NULL)
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_CONNECTED, "the peer link is down");
+    d->streams_used = TRUE;
+    return stream;
+}
+
+static void
+enlarge_buffers(int fd)
+{
+    const int bytes = SOCKET_BUFFER_BYTES;
+
+    /* Fewer wake-ups per checkpoint; smaller buffers only cost time. */
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(bytes));
+    (void)setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof(bytes));
+}
+
+static void
+on_listening(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
+{
+    Daemon *d = user_data;
+    g_autoptr(GError) own_error = NULL;
+    g_autoptr(GIOStream) stream = NULL;
+    GateConfig config = daemon_gate_config(d, FALSE);
+    auto_fd int fd = -1;
+
+    if (d->state != PAIR_INCOMING_START)
+        return;
+    if (error != NULL) {
+        fail_vm(d, "QEMU refused to become secondary", error);
+        return;
+    }
+    if (g_strcmp0(d->peer_qemu_version, vm_version(d->vm)) != 0) {
+        own_error =
+            g_error_new(VM_ERROR, VM_ERROR_QMP, "here %s, on the primary %s; install the same",
+                        vm_version(d->vm), d->peer_qemu_version);
+        fail_vm(d, "QEMU versions differ", own_error);
+        return;
+    }
+    stream = take_checkpoint_stream(d, &own_error);
+    if (stream == NULL) {
+        fail_vm(d, "checkpoint channel", own_error);
+        return;
+    }
+    fd = fd_unix_connect(d->migration_path);
+    if (fd < 0) {
+        own_error =
+            g_error_new(VM_ERROR, VM_ERROR_QMP, "%s: %s", d->migration_path, g_strerror(-fd));
+        fail_vm(d, "QEMU's migration socket", own_error);
+        return;
+    }
+    enlarge_buffers(fd);
+    d->gate = gate_secondary_new(fd_steal(&fd), stream, &config, &daemon_gate_handlers, d);
+    daemon_event(d, PAIR_EVENT_VM_READY);
+}
+
+static gboolean
+on_migration_connection(gint listen_fd, GIOCondition condition G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GIOStream) stream = NULL;
+    GateConfig config = daemon_gate_config(d, TRUE);
+    int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+    if (fd < 0)
+        return G_SOURCE_CONTINUE;
+    daemon_clear_source(&d->migration_accept);
+    fd_clear(&d->migration_fd);
+    (void)g_unlink(d->migration_path);
+    stream = take_checkpoint_stream(d, &error);
+    if (stream == NULL) {
+        daemon_set_detail(d, "checkpoint channel: %s", error->message);
+        (void)close(fd);
+        daemon_event(d, PAIR_EVENT_GATE_PEER);
+        return G_SOURCE_REMOVE;
+    }
+    enlarge_buffers(fd);
+    d->gate = gate_primary_new(fd, stream, d->facts.generation, &config, &daemon_gate_handlers, d);
+    return G_SOURCE_REMOVE;
+}
+
+static void
+on_migrate(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (error == NULL || d->state != PAIR_MIGRATING)
+        return;
+    daemon_set_detail(d, "QEMU refused to migrate: %s", error->message);
+    daemon_event(d, PAIR_EVENT_GATE_VM);
+}
+
+static void
+on_protecting_saved(Daemon *d, gboolean saved, gpointer user_data G_GNUC_UNUSED)
+{
+    if (d->state != PAIR_MIGRATING)
+        return;
+    if (!saved) {
+        daemon_event(d, PAIR_EVENT_GATE_VM);
+        return;
+    }
+    d->migration_fd = fd_unix_listen(d->migration_path);
+    if (d->migration_fd < 0) {
+        daemon_set_detail(d, "%s: %s", d->migration_path, g_strerror(-d->migration_fd));
+        daemon_event(d, PAIR_EVENT_GATE_VM);
+        return;
+    }
+    d->migration_accept = g_unix_fd_source_new(d->migration_fd, G_IO_IN);
+    g_source_set_callback(d->migration_accept, G_SOURCE_FUNC(on_migration_connection), d, NULL);
+    g_source_attach(d->migration_accept, g_main_context_get_thread_default());
+    vm_migrate(d->vm, d->migration_path, on_migrate, d);
+}
+
+static void
+start_migration(Daemon *d)
+{
+    /* From here on a crash of ours must end in a claim: the secondary may become armed. */
+    d->wanted_state.protecting = TRUE;
+    daemon_save(d, on_protecting_saved, NULL);
+}
+
+/* ---- VM ---- */
+
+static void
+on_vm_adopted(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (error == NULL && d->state == PAIR_ADOPTING)
+        daemon_event(d, PAIR_EVENT_VM_READY);
+}
+
+static void
+on_vm_ready(Vm *vm, gpointer user_data)
+{
+    Daemon *d = user_data;
+    g_autoptr(GError) error = NULL;
+
+    g_free(d->qemu_version);
+    d->qemu_version = g_strdup(vm_version(vm));
+    if (!proxy_connect_ports(d->proxy, &error)) {
+        fail_vm(d, "network", error);
+        return;
+    }
+    /* Freezing QEMU's main loop for longer than a message may take is being stuck. */
+    vm_set_watch(vm, WATCH_PERIOD_MS, d->config->message_timeout_ms + WATCH_PERIOD_MS);
+    if (d->state == PAIR_INCOMING_START)
+        vm_listen_incoming(vm, d->migration_path, on_listening, d);
+    else if (d->state == PAIR_ADOPTING)
+        /* colod may have died between winning a claim and getting QEMU out of COLO. */
+        vm_leave_colo(vm, on_vm_adopted, d);
+    else
+        daemon_event(d, PAIR_EVENT_VM_READY);
+}
+
+static void
+on_vm_dead(Vm *vm G_GNUC_UNUSED, const char *how, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (d->state != PAIR_STOPPING && d->state != PAIR_INCOMING_START)
+        daemon_set_detail(d, "QEMU %s", how);
+    event_log_add(d->log, EVENT_INFO, "vm-dead", "QEMU %s", how);
+    daemon_event(d, PAIR_EVENT_VM_DEAD);
+}
+
+static void
+on_vm_stuck(Vm *vm G_GNUC_UNUSED, const GError *reason, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    daemon_set_detail(d, "QEMU is stuck: %s", reason->message);
+    event_log_add(d->log, EVENT_WARNING, "vm-stuck", "%s", reason->message);
+    daemon_event(d, PAIR_EVENT_VM_STUCK);
+}
+
+static void
+on_guest_shutdown(Vm *vm G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    event_log_add(d->log, EVENT_INFO, "guest-shutdown", "the guest was shut down from inside");
+    d->facts.off_wanted = TRUE;
+}
+
+static const VmHandlers vm_handlers = {
+    .ready = on_vm_ready,
+    .dead = on_vm_dead,
+    .stuck = on_vm_stuck,
+    .stopped = daemon_vm_stopped,
+    .resumed = daemon_vm_resumed,
+    .guest_shutdown = on_guest_shutdown,
+};
+
+static void
+fill_proxy_config(const Daemon *d, ProxyConfig *config, char **stream_paths)
+{
+    *config = (ProxyConfig){.n_nics = d->config->n_nics,
+                            .hold_max_bytes = (gsize)d->config->hold_limit_mib << 20};
+    for (unsigned i = 0; i < d->config->n_nics; i++) {
+        const ConfigNic *nic = &d->config->nics[i];
+        g_autofree char *name = g_strconcat(nic->name, ".sock", NULL);
+
+        stream_paths[i] = g_build_filename(d->run_dir, name, NULL);
+        config->nics[i] = (ProxyNic){
+            .name = nic->name,
+            .port = nic->port == CONFIG_PORT_TAP ? PROXY_PORT_TAP : PROXY_PORT_STREAM,
+            .bridge = nic->bridge,
+            .lan_tap = nic->tap,
+            .stream_path = stream_paths[i],
+        };
+        memcpy(config->nics[i].mac, nic->mac, sizeof(nic->mac));
+    }
+}
+
+static gboolean
+make_proxy(Daemon *d, const int *adopt_fds, GError **error)
+{
+    ProxyConfig config;
+    char *stream_paths[CONFIG_MAX_NICS] = {NULL};
+
+    fill_proxy_config(d, &config, stream_paths);
+    d->proxy = proxy_new(&config, adopt_fds, &daemon_proxy_handlers, d, error);
+    for (unsigned i = 0; i < d->config->n_nics; i++)
+        g_free(stream_paths[i]);
+    return d->proxy != NULL;
+}
+
+static void
+remember_vm(Daemon *d)
+{
+    g_autofree char *boot_id = NULL;
+
+    d->wanted_state.qemu_pid = vm_pid(d->vm);
+    d->wanted_state.qemu_start_ticks = vm_start_ticks(d->vm);
+    for (unsigned i = 0; i < STATE_MAX_NICS; i++) {
+        const gboolean tap = i < d->config->n_nics && d->config->nics[i].port == CONFIG_PORT_TAP;
+
+        d->wanted_state.tap_fd[i] = tap ? vm_tap_fd_number(i) : -1;
+    }
+    if (g_file_get_contents("/proc/sys/kernel/random/boot_id", &boot_id, NULL, NULL))
+        g_strlcpy(d->wanted_state.boot_id, g_strstrip(boot_id), sizeof(d->wanted_state.boot_id));
+    daemon_save(d, NULL, NULL);
+}
+
+static void
+start_vm(Daemon *d, gboolean incoming)
+{
+    g_autoptr(GError) error = NULL;
+    int fds[CONFIG_MAX_NICS];
+
+    d->facts.off_wanted = FALSE;
+    if (!make_proxy(d, NULL, &error)) {
+        fail_vm(d, "network", error);
+        return;
+    }
+    for (unsigned i = 0; i < d->config->n_nics; i++)
+        fds[i] = proxy_take_guest_fd(d->proxy, i);
+    d->vm = vm_start(d->config, d->run_dir, fds, incoming, &vm_handlers, d, &error);
+    for (unsigned i = 0; i < d->config->n_nics; i++)
+        fd_clear(&fds[i]);
+    if (d->vm == NULL) {
+        fail_vm(d, "QEMU", error);
+        return;
+    }
+    remember_vm(d);
+}
+
+static void
+on_incoming_saved(Daemon *d, gboolean saved, gpointer user_data G_GNUC_UNUSED)
+{
+    if (d->state != PAIR_INCOMING_START)
+        return;
+    if (saved)
+        start_vm(d, TRUE);
+    else
+        daemon_event(d, PAIR_EVENT_VM_DEAD);
+}
+
+static void
+start_incoming(Daemon *d)
+{
+    d->wanted_state.generation = MAX(d->wanted_state.generation, d->facts.peer_generation);
+    d->wanted_state.role = STATE_ROLE_SECONDARY;
+    d->wanted_state.protecting = FALSE;
+    daemon_save(d, on_incoming_saved, NULL);
+}
+
+static gboolean
+adopt_proxy(Daemon *d, GError **error)
+{
+    int fds[CONFIG_MAX_NICS];
+    gboolean made = TRUE;
+
+    for (unsigned i = 0; i < d->config->n_nics; i++) {
+        fds[i] = -1;
+        if (d->wanted_state.tap_fd[i] < 0 || !made)
+            continue;
+        fds[i] = vm_copy_tap_fd(d->vm, d->wanted_state.tap_fd[i]);
+        if (fds[i] < 0) {
+            g_set_error(error, VM_ERROR, VM_ERROR_ADOPT, "tap of %s in QEMU: %s",
+                        d->config->nics[i].name, g_strerror(-fds[i]));
+            made = FALSE;
+        }
+    }
+    made = made && make_proxy(d, fds, error);
+    for (unsigned i = 0; i < d->config->n_nics; i++)
+        fd_clear(&fds[i]);
+    return made;
+}
+
+static gboolean
+find_vm(Daemon *d, GError **error)
+{
+    d->vm = vm_adopt(d->config, d->run_dir, d->wanted_state.qemu_pid,
+                     d->wanted_state.qemu_start_ticks, &vm_handlers, d, error);
+    return d->vm != NULL;
+}
+
+static void
+adopt_vm(Daemon *d)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!find_vm(d, &error) || !adopt_proxy(d, &error)) {
+        fail_vm(d, "adopting the running QEMU", error);
+        return;
+    }
+    event_log_add(d->log, EVENT_INFO, "adopted", "QEMU %" G_GINT64_FORMAT, vm_pid(d->vm));
+}
+
+static void
+kill_vm(Daemon *d)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (d->vm == NULL && !find_vm(d, &error)) {
+        daemon_event(d, PAIR_EVENT_VM_DEAD);
+        return;
+    }
+    vm_kill(d->vm);
+}
+
+void
+daemon_forget_vm(Daemon *d)
+{
+    daemon_close_gate(d);
+    g_clear_pointer(&d->vm, vm_free);
+    g_clear_pointer(&d->proxy, proxy_free);
+    if (d->wanted_state.qemu_pid != 0) {
+        d->wanted_state.qemu_pid = 0;
+        daemon_save(d, NULL, NULL);
+    }
+}
+
+static void
+on_probe(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (error == NULL)
+        daemon_event(d, PAIR_EVENT_VM_ALIVE);
+}
+
+static void
+on_left_colo(Vm *vm G_GNUC_UNUSED, const GError *error G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    daemon_event(d, PAIR_EVENT_VM_RUNNING);
+}
+
+static void
+set_output(Daemon *d, ProxyEgress egress)
+{
+    if (d->proxy == NULL)
+        return;
+    proxy_set_egress(d->proxy, egress, NULL, NULL);
+    proxy_set_ingress(d->proxy, egress == PROXY_EGRESS_OPEN, NULL, NULL);
+    event_log_add(d->log, EVENT_INFO, "output", "%s",
+                  egress == PROXY_EGRESS_OPEN ? "open" : "dropped");
+}
+
+static void
+detach_gate(Daemon *d)
+{
+    if (d->gate != NULL)
+        gate_detach_peer(d->gate);
+}
+
+static void
+leave_colo(Daemon *d)
+{
+    daemon_close_gate(d);
+    vm_leave_colo(d->vm, on_left_colo, d);
+}
+
+void
+daemon_act(Daemon *d, PairAction action)
+{
+    switch (action) {
+    case PAIR_ACTION_START_VM:
+        start_vm(d, FALSE);
+        break;
+    case PAIR_ACTION_START_INCOMING:
+        start_incoming(d);
+        break;
+    case PAIR_ACTION_ADOPT_VM:
+        adopt_vm(d);
+        break;
+    case PAIR_ACTION_RUN_VM:
+        vm_run(d->vm, NULL, NULL);
+        break;
+    case PAIR_ACTION_KILL_VM:
+        kill_vm(d);
+        break;
+    case PAIR_ACTION_PROBE_VM:
+        vm_probe(d->vm, d->config->message_timeout_ms, on_probe, d);
+        break;
+    case PAIR_ACTION_OPEN_OUTPUT:
+        set_output(d, PROXY_EGRESS_OPEN);
+        break;
+    case PAIR_ACTION_DROP_OUTPUT:
+        set_output(d, PROXY_EGRESS_DROP);
+        break;
+    case PAIR_ACTION_CLAIM:
+        daemon_claim(d, FALSE);
+        break;
+    case PAIR_ACTION_CLAIM_OPERATOR:
+        daemon_claim(d, TRUE);
+        break;
+    case PAIR_ACTION_GRANT:
+        daemon_grant(d);
+        break;
+    case PAIR_ACTION_PROPOSE:
+        daemon_propose(d);
+        break;
+    case PAIR_ACTION_CONSENT:
+        daemon_consent(d);
+        break;
+    case PAIR_ACTION_SEND_PREPARE:
+        d->facts.peer_gave_up = FALSE;
+        daemon_send_prepare(d);
+        break;
+    case PAIR_ACTION_SEND_PREPARED:
+        daemon_send_generation(d, PEER_MESSAGE_PREPARED, d->facts.generation, NULL);
+        break;
+    case PAIR_ACTION_SEND_PREPARE_FAILED:
+        daemon_send_generation(d, PEER_MESSAGE_PREPARE_FAILED, d->facts.generation, d->detail);
+        break;
+    case PAIR_ACTION_START_MIGRATION:
+        start_migration(d);
+        break;
+    case PAIR_ACTION_SEND_DISCARD:
+        daemon_send_generation(d, PEER_MESSAGE_DISCARD, d->facts.generation, d->detail);
+        break;
+    case PAIR_ACTION_SEND_HAND_OVER:
+        daemon_send_generation(d, PEER_MESSAGE_HAND_OVER, d->facts.generation, NULL);
+        break;
+    case PAIR_ACTION_GIVE_UP:
+        daemon_give_up(d);
+        break;
+    case PAIR_ACTION_DETACH_GATE:
+        detach_gate(d);
+        break;
+    case PAIR_ACTION_CLOSE_GATE:
+        daemon_close_gate(d);
+        break;
+    case PAIR_ACTION_LEAVE_COLO:
+        leave_colo(d);
+        break;
+    case PAIR_ACTION_ANNOUNCE:
+        proxy_announce(d->proxy);
+        break;
+    case PAIR_ACTION_RETRY_LATER:
+        daemon_retry_later(d);
+        break;
+    case PAIR_ACTION_NONE:
+    case PAIR_N_ACTIONS:
+        break;
+    }
+}

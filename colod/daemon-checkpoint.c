@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* daemon-checkpoint.c - gate callbacks and checkpoint policy
+ *
+ * One checkpoint at a time: trigger (ingress stopped, then QMP), the gate's points in the order of
+ * docs/ARCHITECTURE.md, LOADED. A cause that comes up meanwhile is remembered and starts the next
+ * one at once.
+ */
+#include "daemon-private.h"
+
+#include <stdlib.h>
+
+#include "clock.h"
+
+/* The side that is nearer to a fault must see it first: it can tell who is to blame. So each end
+ * gives the other one this much longer than itself (gate.h, GateConfig). */
+enum { PEER_MARGIN_MS = 500 };
+
+const char *
+daemon_cause_name(CheckpointCause cause)
+{
+    switch (cause) {
+    case CAUSE_INTERVAL:
+        return "interval";
+    case CAUSE_HELD_BYTES:
+        return "held-bytes";
+    case CAUSE_LOST:
+        return "lost-frames";
+    case CAUSE_OPERATOR:
+        return "operator";
+    case CAUSE_QEMU:
+        return "qemu";
+    case N_CAUSES:
+        break;
+    }
+    return "unknown";
+}
+
+GateConfig
+daemon_gate_config(const Daemon *d, gboolean primary G_GNUC_UNUSED)
+{
+    return (GateConfig){
+        .message_timeout_ms = d->config->message_timeout_ms,
+        .peer_margin_ms = PEER_MARGIN_MS,
+        .transfer_timeout_ms = d->config->transfer_timeout_ms,
+        .migration_timeout_ms = d->config->migration_timeout_ms,
+        .tail_max_bytes = (guint64)d->config->tail_limit_mib << 20,
+    };
+}
+
+/* ---- policy ---- */
+
+static gboolean
+on_interval(gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    daemon_clear_source(&d->checkpoints.timer);
+    daemon_checkpoint(d, CAUSE_INTERVAL);
+    return G_SOURCE_REMOVE;
+}
+
+static void
+schedule(Daemon *d)
+{
+    Checkpoints *c = &d->checkpoints;
+
+    daemon_clear_source(&c->timer);
+    c->running = FALSE;
+    if (c->asked_while_running) {
+        c->asked_while_running = FALSE;
+        daemon_checkpoint(d, c->next_cause);
+        return;
+    }
+    c->timer = daemon_add_timer(d, d->config->interval_ms, on_interval);
+}
+
+static void
+on_trigger_refused(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    /* The gate's deadline for REQUEST deals with it; this is for the reader of the log. */
+    if (error != NULL && d->state == PAIR_PROTECTED)
+        event_log_add(d->log, EVENT_WARNING, "checkpoint", "QEMU refused to start one: %s",
+                      error->message);
+}
+
+static void
+on_ingress_stopped(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (!d->checkpoints.running || d->gate == NULL || gate_step(d->gate) != GATE_STEP_IDLE)
+        return;
+    gate_expect_request(d->gate);
+    vm_checkpoint(d->vm, on_trigger_refused, d);
+}
+
+void
+daemon_checkpoint(Daemon *d, CheckpointCause cause)
+{
+    Checkpoints *c = &d->checkpoints;
+
+    if (d->state != PAIR_PROTECTED || d->gate == NULL)
+        return;
+    if (c->running) {
+        if (!c->asked_while_running)
+            c->next_cause = cause;
+        c->asked_while_running = TRUE;
+        return;
+    }
+    daemon_clear_source(&c->timer);
+    c->running = TRUE;
+    c->cause = cause;
+    proxy_set_ingress(d->proxy, FALSE, on_ingress_stopped, d);
+}
+
+void
+daemon_checkpoints_end(Daemon *d, const char *why)
+{
+    Checkpoints *c = &d->checkpoints;
+    ControlRequest *request;
+
+    daemon_clear_source(&c->timer);
+    c->running = c->asked_while_running = FALSE;
+    c->stopped_us = 0;
+    while ((request = g_queue_pop_head(&c->requests)) != NULL)
+        control_request_fail(request, "failed", "no checkpoint: %s", why);
+}
+
+/* ---- the gate's points ---- */
+
+static void
+on_output_held(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (d->state != PAIR_MIGRATING || d->gate == NULL)
+        return;
+    event_log_add(d->log, EVENT_INFO, "output", "held");
+    daemon_event(d, PAIR_EVENT_ARMING);
+    if (d->state == PAIR_PROTECTED)
+        gate_continue(d->gate, GATE_POINT_READY);
+}
+
+static void
+on_request_quiesced(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (d->gate != NULL && gate_step(d->gate) == GATE_STEP_REQUEST)
+        gate_continue(d->gate, GATE_POINT_REQUEST);
+}
+
+static void
+at_request(Daemon *d)
+{
+    Checkpoints *c = &d->checkpoints;
+
+    if (c->running) {
+        gate_continue(d->gate, GATE_POINT_REQUEST);
+        return;
+    }
+    daemon_clear_source(&c->timer);
+    c->running = TRUE;
+    c->cause = CAUSE_QEMU;
+    proxy_set_ingress(d->proxy, FALSE, on_request_quiesced, d);
+}
+
+static void
+on_marked(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (d->gate != NULL && d->state == PAIR_PROTECTED)
+        gate_continue(d->gate, GATE_POINT_MARK);
+}
+
+static void
+on_point(Gate *gate, GatePoint point, guint64 epoch, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    switch (point) {
+    case GATE_POINT_READY:
+        proxy_set_egress(d->proxy, PROXY_EGRESS_HOLD, on_output_held, d);
+        break;
+    case GATE_POINT_REQUEST:
+        at_request(d);
+        break;
+    case GATE_POINT_MARK:
+        proxy_mark(d->proxy, epoch, on_marked, d);
+        break;
+    case GATE_POINT_REPLY:
+        /* SVM's output is dropped as it comes: there is no older epoch to keep apart. */
+        gate_continue(gate, GATE_POINT_REPLY);
+        break;
+    case GATE_POINT_COMMIT:
+        gate_continue(gate, GATE_POINT_COMMIT);
+        break;
+    }
+}
+
+/* ---- the gate's notices ---- */
+
+static void
+on_lease_expired(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    event_log_add(d->log, EVENT_WARNING, "lease",
+                  "output stays held: the peer has not confirmed a heartbeat for %u ms",
+                  d->config->heartbeat_limit_ms);
+}
+
+static void
+committed_on_primary(Daemon *d, guint64 epoch)
+{
+    Checkpoints *c = &d->checkpoints;
+    const gint64 lease_ns =
+        peer_link_confirmed_ns(d->link) + d->config->heartbeat_limit_ms * NS_PER_MS;
+    ControlRequest *request;
+
+    proxy_release(d->proxy, epoch, lease_ns, on_lease_expired, d);
+    c->commit_ns = clock_now_ns();
+    c->count++;
+    c->by_cause[c->cause]++;
+    while ((request = g_queue_pop_head(&c->requests)) != NULL) {
+        json_object *value = json_object_new_object();
+
+        json_object_object_add(value, "epoch", json_object_new_int64((int64_t)epoch));
+        control_request_return(request, value);
+    }
+}
+
+static void
+loaded(Daemon *d, Gate *gate)
+{
+    gate_get_figures(gate, &d->checkpoints.figures);
+    if (d->state == PAIR_PROTECTED) {
+        proxy_set_ingress(d->proxy, TRUE, NULL, NULL);
+        schedule(d);
+    }
+}
+
+static void
+on_notice(Gate *gate, GateNotice notice, guint64 epoch, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    switch (notice) {
+    case GATE_NOTICE_RAM_DONE:
+        event_log_add(d->log, EVENT_INFO, "migration", "memory is copied");
+        break;
+    case GATE_NOTICE_READY:
+        if (d->state == PAIR_PROTECTED)
+            schedule(d);
+        break;
+    case GATE_NOTICE_ARMED:
+        daemon_event(d, PAIR_EVENT_ARMED);
+        break;
+    case GATE_NOTICE_COMMITTED:
+        if (d->state == PAIR_PROTECTED) {
+            committed_on_primary(d, epoch);
+        } else {
+            d->checkpoints.count++;
+            d->checkpoints.commit_ns = clock_now_ns();
+        }
+        break;
+    case GATE_NOTICE_LOADED:
+        loaded(d, gate);
+        break;
+    case GATE_NOTICE_STALLED:
+        event_log_add(d->log, EVENT_WARNING, "stalled",
+                      "test hook: the gate stands at step %d (%s)", (int)gate_step(gate),
+                      gate_step_name(gate_step(gate)));
+        break;
+    }
+}
+
+static void
+on_failed(Gate *gate G_GNUC_UNUSED, const GError *reason, gpointer user_data)
+{
+    Daemon *d = user_data;
+    const gboolean vm_to_blame = g_error_matches(reason, GATE_ERROR, GATE_ERROR_VM_CLOSED) ||
+                                 g_error_matches(reason, GATE_ERROR, GATE_ERROR_DEADLINE) ||
+                                 g_error_matches(reason, GATE_ERROR, GATE_ERROR_STREAM);
+
+    daemon_set_detail(d, "%s", reason->message);
+    event_log_add(d->log, EVENT_WARNING, "gate", "%s", reason->message);
+    daemon_event(d, vm_to_blame ? PAIR_EVENT_GATE_VM : PAIR_EVENT_GATE_PEER);
+}
+
+const GateHandlers daemon_gate_handlers = {
+    .point = on_point,
+    .notice = on_notice,
+    .failed = on_failed,
+};
+
+/* ---- proxy and VM ---- */
+
+static void
+on_hold_high(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
+{
+    daemon_checkpoint(user_data, CAUSE_HELD_BYTES);
+}
+
+static void
+on_lost(Proxy *proxy G_GNUC_UNUSED, guint64 frames, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    event_log_add(d->log, EVENT_WARNING, "lost-frames",
+                  "the kernel dropped %" G_GUINT64_FORMAT " frames between QEMU and colod", frames);
+    daemon_checkpoint(d, CAUSE_LOST);
+}
+
+static void
+on_broken(Proxy *proxy G_GNUC_UNUSED, const GError *reason, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    daemon_set_detail(d, "network: %s", reason->message);
+    event_log_add(d->log, EVENT_ERROR, "network", "%s", reason->message);
+}
+
+const ProxyHandlers daemon_proxy_handlers = {
+    .hold_high = on_hold_high,
+    .lost = on_lost,
+    .broken = on_broken,
+};
+
+void
+daemon_vm_stopped(Vm *vm G_GNUC_UNUSED, gint64 timestamp_us, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    d->checkpoints.stopped_us = timestamp_us;
+}
+
+void
+daemon_vm_resumed(Vm *vm G_GNUC_UNUSED, gint64 timestamp_us, gpointer user_data)
+{
+    Daemon *d = user_data;
+    Checkpoints *c = &d->checkpoints;
+
+    if (c->stopped_us > 0 && timestamp_us >= c->stopped_us &&
+        (d->state == PAIR_PROTECTED || d->state == PAIR_STANDBY)) {
+        const gint64 pause = MIN(timestamp_us - c->stopped_us, (gint64)G_MAXUINT32);
+
+        c->pause_us[c->n_pauses++ % PAUSE_SAMPLES] = (guint32)pause;
+    }
+    c->stopped_us = 0;
+}

@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* daemon-peer.c - messages to and from the peer's colod (docs/PROTOCOL.md, "Peer link") */
+#include "daemon-private.h"
+
+#include <arpa/inet.h>
+#include <string.h>
+
+enum { RETRY_CONNECT_MS = 300 };
+
+/* ---- sending ---- */
+
+static void
+add_generation(json_object *body, const char *key, guint64 generation)
+{
+    g_autofree char *text = g_strdup_printf("%" G_GUINT64_FORMAT, generation);
+
+    json_object_object_add(body, key, json_object_new_string(text));
+}
+
+void
+daemon_send_generation(Daemon *d, PeerMessageType type, guint64 generation, const char *reason)
+{
+    json_object *body = json_object_new_object();
+
+    add_generation(body, "generation", generation);
+    if (reason != NULL)
+        json_object_object_add(body, "reason", json_object_new_string(reason));
+    peer_link_send(d->link, type, body);
+}
+
+static json_object *
+known_addresses(Daemon *d)
+{
+    ProxyAddress addresses[PROXY_MAX_ADDRESSES];
+    json_object *list = json_object_new_array();
+    unsigned n = d->proxy ? proxy_get_addresses(d->proxy, addresses) : 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        char text[INET6_ADDRSTRLEN];
+        json_object *entry = json_object_new_object();
+
+        if (inet_ntop(addresses[i].ipv6 ? AF_INET6 : AF_INET, addresses[i].bytes, text,
+                      sizeof(text)) == NULL)
+            continue;
+        json_object_object_add(entry, "nic", json_object_new_int((int)addresses[i].nic));
+        json_object_object_add(entry, "address", json_object_new_string(text));
+        json_object_array_add(list, entry);
+    }
+    return list;
+}
+
+static const char *
+saved_role(const Daemon *d)
+{
+    return d->facts.role_primary ? "primary" : "none";
+}
+
+void
+daemon_send_state(Daemon *d)
+{
+    json_object *body;
+
+    if (d->link == NULL || !peer_link_is_up(d->link))
+        return;
+    body = json_object_new_object();
+    json_object_object_add(body, "state", json_object_new_string(pair_state_name(d->state)));
+    json_object_object_add(body, "role", json_object_new_string(saved_role(d)));
+    add_generation(body, "generation", d->facts.generation);
+    json_object_object_add(body, "initial_primary",
+                           json_object_new_boolean(d->config->initial_role == CONFIG_ROLE_PRIMARY));
+    json_object_object_add(body, "addresses", known_addresses(d));
+    peer_link_send(d->link, PEER_MESSAGE_STATE, body);
+}
+
+void
+daemon_send_prepare(Daemon *d)
+{
+    json_object *body = json_object_new_object();
+
+    add_generation(body, "generation", d->facts.generation);
+    json_object_object_add(body, "qemu_version", json_object_new_string(d->qemu_version));
+    json_object_object_add(body, "guest_digest", json_object_new_string(d->guest_digest));
+    /* The secondary announces the guest's addresses after a failover: it must know them before. */
+    json_object_object_add(body, "addresses", known_addresses(d));
+    peer_link_send(d->link, PEER_MESSAGE_PREPARE, body);
+}
+
+/* ---- receiving ---- */
+
+static const char *
+get_string(json_object *body, const char *key)
+{
+    json_object *member;
+
+    if (!json_object_object_get_ex(body, key, &member) ||
+        !json_object_is_type(member, json_type_string))
+        return NULL;
+    return json_object_get_string(member);
+}
+
+static gboolean
+get_bool(json_object *body, const char *key)
+{
+    json_object *member;
+
+    return json_object_object_get_ex(body, key, &member) && json_object_get_boolean(member);
+}
+
+static gboolean
+get_generation(json_object *body, guint64 *ret_generation)
+{
+    const char *text = get_string(body, "generation");
+
+    return text != NULL &&
+           g_ascii_string_to_unsigned(text, 10, 0, G_MAXUINT64 - 2, ret_generation, NULL);
+}
+
+static void
+learn_addresses(Daemon *d, json_object *body)
+{
+    json_object *list;
+
+    if (d->proxy == NULL || !json_object_object_get_ex(body, "addresses", &list) ||
+        !json_object_is_type(list, json_type_array))
+        return;
+    for (size_t i = 0; i < json_object_array_length(list) && i < PROXY_MAX_ADDRESSES; i++) {
+        json_object *entry = json_object_array_get_idx(list, i), *nic;
+        ProxyAddress address = {0};
+        const char *text = get_string(entry, "address");
+
+        if (text == NULL || !json_object_object_get_ex(entry, "nic", &nic))
+            continue;
+        address.nic = (unsigned)json_object_get_int(nic);
+        address.ipv6 = strchr(text, ':') != NULL;
+        if (address.nic < d->config->n_nics &&
+            inet_pton(address.ipv6 ? AF_INET6 : AF_INET, text, address.bytes) == 1)
+            proxy_add_address(d->proxy, &address);
+    }
+}
+
+static gboolean
+on_state(Daemon *d, json_object *body, guint64 generation)
+{
+    const PairState state = pair_state_from_name(get_string(body, "state"));
+    const gboolean first = !d->peer_said_state;
+
+    if (state == PAIR_N_STATES)
+        return FALSE;
+    d->peer_said_state = TRUE;
+    d->facts.peer_up = TRUE;
+    d->facts.peer_state = state;
+    d->facts.peer_generation = generation;
+    d->facts.peer_role_primary = g_strcmp0(get_string(body, "role"), "primary") == 0;
+    d->facts.peer_initial_primary = get_bool(body, "initial_primary");
+    if (pair_state_has_vm(state))
+        d->facts.peer_gave_up = FALSE;
+    learn_addresses(d, body);
+    daemon_follow_generation(d, generation);
+    daemon_event(d, first ? PAIR_EVENT_PEER_UP : PAIR_EVENT_PEER_STATE);
+    return TRUE;
+}
+
+static void
+on_prepare(Daemon *d, json_object *body)
+{
+    const char *digest = get_string(body, "guest_digest");
+    const char *version = get_string(body, "qemu_version");
+    g_autofree char *refusal = NULL;
+
+    if (g_strcmp0(digest, d->guest_digest) != 0)
+        refusal =
+            g_strdup("the VM is defined differently on the two hosts: compare [vm] and [nic] in "
+                     "their configurations, and kernel and initrd files");
+    else if (!d->selftest_ok)
+        refusal = g_strdup(d->selftest_done ? d->selftest_text : "self-test of QEMU is under way");
+    if (refusal != NULL) {
+        event_log_add(d->log, EVENT_WARNING, "prepare", "refused: %s", refusal);
+        daemon_send_generation(d, PEER_MESSAGE_PREPARE_FAILED, d->facts.generation, refusal);
+        return;
+    }
+    g_free(d->peer_qemu_version);
+    d->peer_qemu_version = g_strdup(version);
+    daemon_event(d, PAIR_EVENT_PEER_PREPARE);
+    learn_addresses(d, body);
+}
+
+static void
+on_prepare_failed(Daemon *d, json_object *body)
+{
+    const char *reason = get_string(body, "reason");
+
+    daemon_set_detail(d, "%s cannot be secondary: %s", d->config->peer_host,
+                      reason ? reason : "no reason given");
+    daemon_event(d, PAIR_EVENT_PEER_PREPARE_FAILED);
+}
+
+static void
+on_vm_dead(Daemon *d, json_object *body, guint64 generation)
+{
+    const char *reason = get_string(body, "reason");
+
+    /* What the peer gave up is older than what it may have got since. */
+    if (generation > d->facts.generation)
+        return;
+    event_log_add(d->log, EVENT_INFO, "peer-vm-dead",
+                  "%s: no VM of generation %" G_GUINT64_FORMAT "%s%s", d->config->peer_host,
+                  generation, reason && *reason ? ": " : "", reason ? reason : "");
+    d->facts.peer_gave_up = TRUE;
+    daemon_event(d, PAIR_EVENT_PEER_VM_DEAD);
+}
+
+static void
+on_discard(Daemon *d, json_object *body, guint64 generation)
+{
+    const char *reason = get_string(body, "reason");
+
+    if (generation < d->facts.generation)
+        return;
+    daemon_set_detail(d, "the primary goes on alone%s%s", reason && *reason ? ": " : "",
+                      reason ? reason : "");
+    daemon_event(d, PAIR_EVENT_PEER_DISCARD);
+}
+
+static gboolean
+dispatch(Daemon *d, PeerMessageType type, json_object *body, guint64 generation)
+{
+    switch (type) {
+    case PEER_MESSAGE_STATE:
+        return on_state(d, body, generation);
+    case PEER_MESSAGE_PREPARE:
+        d->facts.peer_generation = generation;
+        on_prepare(d, body);
+        return TRUE;
+    case PEER_MESSAGE_PREPARED:
+        daemon_event(d, PAIR_EVENT_PEER_PREPARED);
+        return TRUE;
+    case PEER_MESSAGE_PREPARE_FAILED:
+        on_prepare_failed(d, body);
+        return TRUE;
+    case PEER_MESSAGE_VM_DEAD:
+        on_vm_dead(d, body, generation);
+        return TRUE;
+    case PEER_MESSAGE_DISCARD:
+        on_discard(d, body, generation);
+        return TRUE;
+    case PEER_MESSAGE_HAND_OVER:
+        if (generation == d->facts.generation)
+            daemon_event(d, PAIR_EVENT_PEER_HAND_OVER);
+        return TRUE;
+    case PEER_MESSAGE_PROPOSE:
+        if (generation > d->facts.generation) {
+            d->peer_proposal = generation;
+            daemon_event(d, PAIR_EVENT_PEER_PROPOSE);
+        }
+        return TRUE;
+    case PEER_MESSAGE_CONSENT:
+        if (generation == d->claim)
+            daemon_event(d, PAIR_EVENT_PEER_CONSENT);
+        return TRUE;
+    case PEER_MESSAGE_HELLO:
+    case PEER_MESSAGE_WELCOME:
+    case PEER_MESSAGE_REFUSED:
+    case PEER_MESSAGE_HEARTBEAT:
+    case PEER_MESSAGE_DATA_FORWARD:
+    case PEER_MESSAGE_DATA_RETURN:
+    case PEER_MESSAGE_ARM:
+    case PEER_MESSAGE_END:
+    case PEER_MESSAGE_COMMITTED:
+    case PEER_MESSAGE_FRAME:
+        break;
+    }
+    return FALSE;
+}
+
+static void
+on_message(PeerLink *link, PeerMessageType type, json_object *body, gpointer user_data)
+{
+    Daemon *d = user_data;
+    guint64 generation;
+
+    if ((type != PEER_MESSAGE_STATE && !d->peer_said_state) || !get_generation(body, &generation) ||
+        !dispatch(d, type, body, generation)) {
+        g_autoptr(GError) error =
+            g_error_new(PEER_ERROR, PEER_ERROR_PROTOCOL, "malformed or unexpected %s: %s",
+                        peer_message_type_name(type), json_object_to_json_string(body));
+
+        peer_link_fail(link, error);
+    }
+}
+
+static void
+on_up(PeerLink *link G_GNUC_UNUSED, const PeerInfo *peer, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    event_log_add(d->log, EVENT_INFO, "peer-up",
+                  "%s, colod %s, role %s, generation %" G_GUINT64_FORMAT, peer->host,
+                  peer->software_version, peer->role, peer->generation);
+    g_free(d->peer_software);
+    d->peer_software = g_strdup(peer->software_version);
+    d->streams_used = FALSE;
+    d->peer_said_state = FALSE;
+    daemon_send_state(d);
+}
+
+static void
+on_down(PeerLink *link G_GNUC_UNUSED, const GError *reason, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    event_log_add(d->log, EVENT_WARNING, "peer-down", "%s", reason->message);
+    d->peer_said_state = d->facts.peer_up = d->facts.peer_gave_up = FALSE;
+    daemon_set_detail(d, "peer link: %s", reason->message);
+    daemon_event(d, PAIR_EVENT_PEER_DOWN);
+}
+
+static void
+on_refused(PeerLink *link G_GNUC_UNUSED, const char *who, const GError *reason, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    event_log_add(d->log, EVENT_WARNING, "peer-refused", "%s: %s", who, reason->message);
+}
+
+static const char *
+our_role(gpointer user_data)
+{
+    const Daemon *d = user_data;
+
+    return pair_state_role(d->state);
+}
+
+static guint64
+our_generation(gpointer user_data)
+{
+    const Daemon *d = user_data;
+
+    return d->facts.generation;
+}
+
+static const PeerLinkHandlers link_handlers = {
+    .up = on_up,
+    .message = on_message,
+    .down = on_down,
+    .refused = on_refused,
+    .our_role = our_role,
+    .our_generation = our_generation,
+};
+
+void
+daemon_renew_link(Daemon *d, const char *why)
+{
+    if (!d->streams_used || !peer_link_is_up(d->link))
+        return;
+
+    g_autoptr(GError) reason = g_error_new_literal(PEER_ERROR, PEER_ERROR_CLOSED, why);
+
+    peer_link_fail(d->link, reason);
+}
+
+gboolean
+daemon_start_link(Daemon *d, GError **error)
+{
+    const Config *c = d->config;
+    const PeerLinkConfig config = {
+        .vm_name = c->vm_name,
+        .vm_uuid = c->uuid,
+        .host = c->host,
+        .peer_host = c->peer_host,
+        .listen_address = c->listen_address,
+        .listen_port = c->listen_port,
+        .peer_address = c->peer_address,
+        .peer_port = c->peer_port,
+        .ca_file = c->tls_ca,
+        .cert_file = c->tls_cert,
+        .key_file = c->tls_key,
+        .connect_timeout_ms = c->connect_timeout_ms,
+        .heartbeat_ms = c->heartbeat_ms,
+        .heartbeat_limit_ms = c->heartbeat_limit_ms,
+        .retry_ms = RETRY_CONNECT_MS,
+    };
+
+    d->link = peer_link_new(&config, &link_handlers, d, error);
+    return d->link != NULL;
+}

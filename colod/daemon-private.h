@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* daemon-private.h - what the daemon's files share
+ *
+ *   daemon.c             life, state machine loop, timers
+ *   daemon-state.c       saving, claims, generations
+ *   daemon-actions.c     what the state machine asks for: VM, proxy, gate
+ *   daemon-peer.c        messages to and from the peer
+ *   daemon-checkpoint.c  gate callbacks and checkpoint policy
+ *   daemon-control.c     control socket, status
+ *
+ * All of it runs in the main thread.
+ */
+#pragma once
+
+#include "arbiter.h"
+#include "config.h"
+#include "control-server.h"
+#include "daemon.h"
+#include "event-log.h"
+#include "gate.h"
+#include "pair-fsm.h"
+#include "peer-link.h"
+#include "proxy.h"
+#include "selftest.h"
+#include "state-file.h"
+#include "vm.h"
+
+#include <glib.h>
+#include <json-c/json.h>
+
+typedef enum CheckpointCause {
+    CAUSE_INTERVAL,   /* the longest epoch is over */
+    CAUSE_HELD_BYTES, /* held output came near its bound */
+    CAUSE_LOST,       /* the kernel dropped frames of the guest before we saw them */
+    CAUSE_OPERATOR,
+    CAUSE_QEMU, /* not asked for */
+    N_CAUSES,
+} CheckpointCause;
+
+enum { PAUSE_SAMPLES = 1024 };
+
+typedef struct Checkpoints {
+    gboolean running; /* from trigger to LOADED */
+    gboolean asked_while_running;
+    CheckpointCause cause, next_cause;
+    GSource *timer;
+    guint64 count;
+    guint64 by_cause[N_CAUSES];
+    gint64 stopped_us; /* QEMU's clock at STOP, 0: runs */
+    guint32 pause_us[PAUSE_SAMPLES];
+    guint n_pauses; /* ever; the ring holds the last PAUSE_SAMPLES */
+    gint64 commit_ns;
+    GateFigures figures;
+    GQueue requests; /* ControlRequest: `colo checkpoint`, ended at the next COMMITTED */
+} Checkpoints;
+
+/* A control request that waits for a state. */
+typedef struct Waiting {
+    Daemon *daemon;
+    ControlRequest *request;
+    GSource *timer;
+} Waiting;
+
+typedef struct SaveJob SaveJob;
+typedef void (*SavedFunc)(Daemon *d, gboolean saved, gpointer user_data);
+
+/* For what may end after the daemon: reference counted (g_rc_box), NULL once it is gone. */
+typedef struct DaemonRef {
+    Daemon *daemon;
+} DaemonRef;
+
+struct Daemon {
+    DaemonRef *self;
+    Config *config;
+    char *run_dir, *state_path, *selftest_path, *migration_path;
+    char *guest_digest;
+    EventLog *log;
+    ControlServer *control;
+    PeerLink *link;
+    Arbiter *arbiter;
+    Selftest *selftest;
+
+    PairState state;
+    PairFacts facts;
+    GQueue events; /* PairEvent + 1 */
+    gboolean stepping;
+    char *detail; /* what the last failure said, for `status` */
+    GSource *state_timer, *retry_timer, *lonely_timer;
+    unsigned retry_ms;
+
+    HostState wanted_state; /* newest that was asked to be saved; facts follow what is saved */
+    GQueue saves;           /* SaveJob */
+    gboolean saving;
+
+    guint claim_serial;     /* changes with the state: older answers are void */
+    guint64 claim;          /* generation being claimed or proposed */
+    guint64 arbiter_newest; /* newest generation the arbiter told us of */
+    guint64 peer_proposal;
+
+    Vm *vm;
+    Proxy *proxy;
+    Gate *gate;
+    int migration_fd; /* listening for PVM's migration */
+    GSource *migration_accept;
+    gboolean streams_used; /* the link's checkpoint channel belongs to a gate, or did */
+    Checkpoints checkpoints;
+
+    char *peer_software, *peer_qemu_version;
+    gboolean peer_said_state;
+    gboolean selftest_done, selftest_ok;
+    char *selftest_text, *qemu_version;
+
+    GQueue waiting; /* Waiting: `colo failover` until this host runs the VM */
+    void (*shut_down_done)(gpointer user_data);
+    gpointer shut_down_data;
+    GSource *shut_down_timer;
+};
+
+/* daemon.c */
+void daemon_event(Daemon *d, PairEvent event);
+void daemon_set_detail(Daemon *d, const char *format, ...) G_GNUC_PRINTF(2, 3);
+GSource *daemon_add_timer(Daemon *d, unsigned ms, GSourceFunc func);
+void daemon_clear_source(GSource **source);
+/* Reads facts anew from what is saved and from the parts. */
+void daemon_refresh_facts(Daemon *d);
+void daemon_retry_later(Daemon *d);
+
+/* daemon-state.c */
+void daemon_save(Daemon *d, SavedFunc func, gpointer user_data);
+void daemon_claim(Daemon *d, gboolean operator_decides);
+void daemon_grant(Daemon *d);
+void daemon_consent(Daemon *d);
+void daemon_propose(Daemon *d);
+void daemon_give_up(Daemon *d);
+/* An idle host follows the newest generation it hears of. */
+void daemon_follow_generation(Daemon *d, guint64 generation);
+void daemon_boot(Daemon *d);
+
+/* daemon-actions.c */
+void daemon_act(Daemon *d, PairAction action);
+void daemon_close_gate(Daemon *d);
+void daemon_forget_vm(Daemon *d);
+
+/* daemon-peer.c */
+gboolean daemon_start_link(Daemon *d, GError **error);
+void daemon_send_state(Daemon *d);
+void daemon_send_generation(Daemon *d, PeerMessageType type, guint64 generation,
+                            const char *reason);
+void daemon_send_prepare(Daemon *d);
+void daemon_renew_link(Daemon *d, const char *why);
+
+/* daemon-checkpoint.c */
+extern const GateHandlers daemon_gate_handlers;
+extern const ProxyHandlers daemon_proxy_handlers;
+const char *daemon_cause_name(CheckpointCause cause);
+void daemon_checkpoint(Daemon *d, CheckpointCause cause);
+void daemon_checkpoints_end(Daemon *d, const char *why);
+void daemon_vm_stopped(Vm *vm, gint64 timestamp_us, gpointer user_data);
+void daemon_vm_resumed(Vm *vm, gint64 timestamp_us, gpointer user_data);
+GateConfig daemon_gate_config(const Daemon *d, gboolean primary);
+
+/* daemon-control.c */
+gboolean daemon_start_control(Daemon *d, GError **error);
+void daemon_end_waiting(Daemon *d);
+void daemon_drop_waiting(Daemon *d);
+gboolean daemon_is_protected(const Daemon *d);
+char *daemon_reason(const Daemon *d);
