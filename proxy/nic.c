@@ -314,15 +314,13 @@ nic_pump(Nic *nic, int64_t now_ns)
 void
 nic_check_lost(Nic *nic, int64_t now_ns)
 {
-    /* While the queue is full nothing is read: that is when frames get lost. */
-    if (nic->port && !nic->port_broken && hold_queue_room(nic->queue) == 0)
-        nic->lost_due = true;
     if (!nic->lost_due || !nic->port || now_ns < nic->lost_next_ns)
         return;
 
     guint64 lost = nic->port->ops->take_lost(nic->port);
 
-    nic->lost_due = false;
+    /* While the queue is full nothing is read: that is when frames get lost. */
+    nic->lost_due = !nic->port_broken && hold_queue_room(nic->queue) == 0;
     nic->lost_next_ns = now_ns + LOST_CHECK_NS;
     counter_add(&nic->lost, lost);
     nic->news.lost += lost;
