@@ -139,7 +139,6 @@ finish_shut_down(Daemon *d)
 static void
 enter_state(Daemon *d, PairState before)
 {
-    d->claim_serial++;
     arm_state_timer(d);
     switch (d->state) {
     case PAIR_PROTECTED:
@@ -213,6 +212,8 @@ step(Daemon *d, PairEvent event)
         return;
     log_step(d, before, event, &result);
     d->state = result.next;
+    if (d->state != before)
+        d->claim_serial++; /* before the actions: one of them may be the new state's claim */
     for (unsigned i = 0; i < PAIR_MAX_ACTIONS && result.actions[i] != PAIR_ACTION_NONE; i++)
         daemon_act(d, result.actions[i]);
     if (d->state != before) {
@@ -255,7 +256,8 @@ on_selftest(const SelftestResult *result, gpointer user_data)
     event_log_add(d->log, d->selftest_ok ? EVENT_INFO : EVENT_ERROR, "selftest", "%s %s: %s",
                   result->qemu, result->version ? result->version : "",
                   d->selftest_ok ? "can do COLO" : result->text);
-    daemon_event(d, PAIR_EVENT_RETRY);
+    if (d->state == PAIR_ALONE)
+        daemon_event(d, PAIR_EVENT_RETRY);
 }
 
 /* ---- life ---- */
