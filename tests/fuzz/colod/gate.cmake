@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-if(TARGET colod_gate AND TARGET colod_peer)
-    foreach(name fuzz-colo-forward fuzz-colo-return)
-        colo_fuzz_target(${name} colod_gate)
-    endforeach()
-endif()
+foreach(name fuzz-colo-forward fuzz-colo-return)
+    colo_fuzz_target(${name} colod_gate)
+endforeach()

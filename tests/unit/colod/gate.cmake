@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-if(TARGET colod_gate AND TARGET colod_peer)
-    foreach(name test-colo-forward test-colo-return test-gate-primary test-gate-secondary
-            test-gate-pair)
-        colo_unit_test(${name} colod_gate)
-        target_compile_definitions(${name} PRIVATE TEST_DATA_DIR="${CMAKE_CURRENT_SOURCE_DIR}")
-    endforeach()
-endif()
+foreach(name test-colo-forward test-colo-return test-gate-primary test-gate-secondary test-gate-pair)
+    colo_unit_test(${name} colod_gate)
+    target_compile_definitions(${name} PRIVATE TEST_DATA_DIR="${CMAKE_CURRENT_SOURCE_DIR}")
+endforeach()

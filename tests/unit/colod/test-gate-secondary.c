@@ -430,7 +430,7 @@ trickle(gpointer user_data)
     Bench *bench = user_data;
 
     peer_channel_send(bench->peer, DATA, zero_page, sizeof(zero_page));
-    return bench->failure ? G_SOURCE_REMOVE : G_SOURCE_CONTINUE;
+    return G_SOURCE_CONTINUE;
 }
 
 /* Never silent, and yet without end. */
