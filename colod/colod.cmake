@@ -4,3 +4,7 @@ add_executable(colod main.c daemon.c daemon-state.c daemon-actions.c daemon-peer
 target_link_libraries(colod PRIVATE colod_gate colod_host colod_pair colod_peer colod_selftest colod_vm
     colo_proxy colo_qmp)
 install(TARGETS colod RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR})
+# The table in ARCHITECTURE.md is the code's.
+add_test(NAME fsm-table COMMAND ${PROJECT_SOURCE_DIR}/tests/unit/colod/check-fsm-table $<TARGET_FILE:colod>
+    ${PROJECT_SOURCE_DIR}/docs/ARCHITECTURE.md)
+set_tests_properties(fsm-table PROPERTIES TIMEOUT 20 LABELS unit)
