@@ -327,8 +327,8 @@ refuse_if_newer(Job *job, guint64 newest)
 static void
 run_claim(Job *job)
 {
-    char owner[CONFIG_HOST_MAX + 1];
-    guint64 newest;
+    char owner[CONFIG_HOST_MAX + 1] = "";
+    guint64 newest = 0;
     int created = 0;
     int status = find_newest(job, &newest);
 
@@ -362,8 +362,8 @@ run_claim(Job *job)
 static void
 run_query(Job *job)
 {
-    char owner[CONFIG_HOST_MAX + 1];
-    guint64 newest;
+    char owner[CONFIG_HOST_MAX + 1] = "";
+    guint64 newest = 0;
     int status = find_newest(job, &newest);
 
     if (status == 0 && newest == 0) {

@@ -60,7 +60,7 @@ static char *
 clean_text(char *raw)
 {
     if (strlen(raw) > TEXT_MAX_BYTES)
-        strcpy(raw + TEXT_MAX_BYTES - strlen("..."), "...");
+        memcpy(raw + TEXT_MAX_BYTES - strlen("..."), "...", sizeof("..."));
 
     char *text = g_utf8_make_valid(raw, -1);
 
