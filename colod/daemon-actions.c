@@ -160,6 +160,7 @@ on_protecting_saved(Daemon *d, gboolean saved, gpointer user_data G_GNUC_UNUSED)
     d->migration_accept = g_unix_fd_source_new(d->migration_fd, G_IO_IN);
     g_source_set_callback(d->migration_accept, G_SOURCE_FUNC(on_migration_connection), d, NULL);
     g_source_attach(d->migration_accept, g_main_context_get_thread_default());
+    vm_set_return_path(d->vm, d->return_path);
     vm_migrate(d->vm, d->migration_path, on_migrate, d);
 }
 
@@ -196,6 +197,7 @@ on_vm_ready(Vm *vm, gpointer user_data)
     }
     /* Freezing QEMU's main loop for longer than a message may take is being stuck. */
     vm_set_watch(vm, WATCH_PERIOD_MS, d->config->message_timeout_ms + WATCH_PERIOD_MS);
+    vm_set_return_path(vm, d->return_path);
     if (d->state == PAIR_INCOMING_START)
         vm_listen_incoming(vm, d->migration_path, on_listening, d);
     else if (d->state == PAIR_ADOPTING)

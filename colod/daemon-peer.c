@@ -17,6 +17,14 @@ add_generation(json_object *body, const char *key, guint64 generation)
     json_object_object_add(body, key, json_object_new_string(text));
 }
 
+/* @body: taken. */
+static void
+send_body(Daemon *d, PeerMessageType type, json_object *body)
+{
+    peer_link_send(d->link, type, body);
+    json_object_put(body);
+}
+
 void
 daemon_send_generation(Daemon *d, PeerMessageType type, guint64 generation, const char *reason)
 {
@@ -25,7 +33,7 @@ daemon_send_generation(Daemon *d, PeerMessageType type, guint64 generation, cons
     add_generation(body, "generation", generation);
     if (reason != NULL)
         json_object_object_add(body, "reason", json_object_new_string(reason));
-    peer_link_send(d->link, type, body);
+    send_body(d, type, body);
 }
 
 static json_object *
@@ -69,7 +77,7 @@ daemon_send_state(Daemon *d)
     json_object_object_add(body, "initial_primary",
                            json_object_new_boolean(d->config->initial_role == CONFIG_ROLE_PRIMARY));
     json_object_object_add(body, "addresses", known_addresses(d));
-    peer_link_send(d->link, PEER_MESSAGE_STATE, body);
+    send_body(d, PEER_MESSAGE_STATE, body);
 }
 
 void
@@ -82,7 +90,7 @@ daemon_send_prepare(Daemon *d)
     json_object_object_add(body, "guest_digest", json_object_new_string(d->guest_digest));
     /* The secondary announces the guest's addresses after a failover: it must know them before. */
     json_object_object_add(body, "addresses", known_addresses(d));
-    peer_link_send(d->link, PEER_MESSAGE_PREPARE, body);
+    send_body(d, PEER_MESSAGE_PREPARE, body);
 }
 
 /* ---- receiving ---- */

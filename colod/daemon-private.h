@@ -107,7 +107,7 @@ struct Daemon {
 
     char *peer_software, *peer_qemu_version;
     gboolean peer_said_state;
-    gboolean selftest_done, selftest_ok;
+    gboolean selftest_done, selftest_ok, return_path;
     char *selftest_text, *qemu_version;
 
     GQueue waiting; /* Waiting: `colo failover` until this host runs the VM */

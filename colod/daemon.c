@@ -251,6 +251,7 @@ on_selftest(const SelftestResult *result, gpointer user_data)
 
     d->selftest_done = TRUE;
     d->selftest_ok = result->verdict == SELFTEST_OK;
+    d->return_path = result->return_path;
     g_free(d->selftest_text);
     d->selftest_text = g_strdup(result->text);
     event_log_add(d->log, d->selftest_ok ? EVENT_INFO : EVENT_ERROR, "selftest", "%s %s: %s",

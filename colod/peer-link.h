@@ -68,7 +68,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(PeerLink, peer_link_free)
 
 gboolean peer_link_is_up(const PeerLink *link);
 
-/** Sends a control message with @body (reference taken; NULL for an empty object). No-op when down.
+/** Sends a control message with @body (borrowed; NULL for an empty object). No-op when down.
  */
 void peer_link_send(PeerLink *link, PeerMessageType type, json_object *body);
 

@@ -45,7 +45,7 @@ struct Vm {
     GSource *watch; /* period of the probes */
     GSource *leave_poll;
     unsigned watch_period_ms, watch_limit_ms;
-    gboolean ready, stuck_said, probing;
+    gboolean ready, stuck_said, probing, return_path;
     char *qmp_broken; /* why */
     /* vm_leave_colo() */
     VmDoneFunc leave_done;
@@ -170,8 +170,9 @@ op_send_next(Op *op)
     Sent *sent = g_new0(Sent, 1);
 
     sent->op = op;
-    qmp_client_send(op->vm->qmp, command->name, g_steal_pointer(&command->arguments),
-                    COMMAND_TIMEOUT_MS, on_sent_reply, sent, sent_free);
+    qmp_client_send(op->vm->qmp, command->name, command->arguments, COMMAND_TIMEOUT_MS,
+                    on_sent_reply, sent, sent_free);
+    json_object_put(g_steal_pointer(&command->arguments));
 }
 
 static Op *
@@ -197,14 +198,16 @@ op_add(Op *op, const char *name, json_object *arguments)
 static json_object *
 colo_capabilities(void)
 {
-    static const char *const names[] = {"return-path", "x-colo"};
+    enum { RETURN_PATH };
+    static const char *const names[] = {[RETURN_PATH] = "return-path", "x-colo"};
     json_object *list = json_object_new_array();
     json_object *arguments = json_object_new_object();
 
     for (gsize i = 0; i < G_N_ELEMENTS(names); i++) {
         json_object *entry = object_with_string("capability", names[i]);
 
-        json_object_object_add(entry, "state", json_object_new_boolean(TRUE));
+        json_object_object_add(entry, "state",
+                               json_object_new_boolean(i != RETURN_PATH || vm->return_path));
         json_object_array_add(list, entry);
     }
     json_object_object_add(arguments, "capabilities", list);
@@ -242,7 +245,7 @@ vm_listen_incoming(Vm *vm, const char *path, VmDoneFunc done, gpointer user_data
 {
     Op *op = op_new(vm, done, user_data);
 
-    op_add(op, "migrate-set-capabilities", colo_capabilities());
+    op_add(op, "migrate-set-capabilities", colo_capabilities(vm));
     op_add(op, "migrate-incoming", unix_uri(path));
     op_send_next(op);
 }
@@ -254,7 +257,7 @@ vm_migrate(Vm *vm, const char *path, VmDoneFunc done, gpointer user_data)
     json_object *parameters = checkpoint_delay();
 
     json_object_object_add(parameters, "max-bandwidth", json_object_new_int64(BANDWIDTH_MAX));
-    op_add(op, "migrate-set-capabilities", colo_capabilities());
+    op_add(op, "migrate-set-capabilities", colo_capabilities(vm));
     op_add(op, "migrate-set-parameters", parameters);
     op_add(op, "migrate", unix_uri(path));
     op_send_next(op);
@@ -368,6 +371,7 @@ vm_leave_colo(Vm *vm, VmDoneFunc done, gpointer user_data)
     /* Once, without retry: the socket is closed on our side, so this only speeds QEMU up, and a
      * late one would hit the next migration. An error (no such instance) is as good. */
     qmp_client_send_oob(vm->qmp, "yank", arguments, COMMAND_TIMEOUT_MS, NULL, NULL, NULL);
+    json_object_put(arguments);
     qmp_client_send(vm->qmp, "x-colo-lost-heartbeat", NULL, COMMAND_TIMEOUT_MS, NULL, NULL, NULL);
     leave_ask(vm);
 }
@@ -423,6 +427,12 @@ start_watch(Vm *vm)
     clear_source(&vm->watch);
     if (vm->ready && vm->watch_period_ms > 0)
         vm->watch = add_timer(vm, vm->watch_period_ms, on_watch);
+}
+
+void
+vm_set_return_path(Vm *vm, gboolean return_path)
+{
+    vm->return_path = return_path;
 }
 
 void

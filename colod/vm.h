@@ -71,6 +71,9 @@ void vm_kill(Vm *vm);
 
 /** Lets a VM started with -S run (`cont`). */
 void vm_run(Vm *vm, VmDoneFunc done, gpointer user_data);
+/** Whether the capability `return-path` goes with x-colo (SelftestResult.return_path). Before the
+ * next two. */
+void vm_set_return_path(Vm *vm, gboolean return_path);
 /** As secondary: sets capabilities and listens for the stream on the UNIX socket @path. */
 void vm_listen_incoming(Vm *vm, const char *path, VmDoneFunc done, gpointer user_data);
 /** As primary: sets capabilities and starts the migration to the UNIX socket @path. */
