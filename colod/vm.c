@@ -193,10 +193,9 @@ op_add(Op *op, const char *name, json_object *arguments)
     op->commands[op->n++] = (Command){.name = name, .arguments = arguments};
 }
 
-/* Both, always: QEMU 11 refuses x-colo without return-path, and a survivor may still have other
- * settings. */
+/* Set each time: a survivor may still have other settings. */
 static json_object *
-colo_capabilities(void)
+colo_capabilities(const Vm *vm)
 {
     enum { RETURN_PATH };
     static const char *const names[] = {[RETURN_PATH] = "return-path", "x-colo"};
