@@ -69,7 +69,9 @@ class Sniffer(threading.Thread):
                 self.frames.append((seconds * 10**9 + nanos - offset, host))
 
     def stop(self):
-        """All that was received until now is in .frames afterwards."""
+        """All that was received until now is in .frames afterwards. A second call does nothing."""
+        if self.stopping.is_set():
+            return
         self.stopping.set()
         self.join(10)
         _, dropped = struct.unpack("II", self.sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
