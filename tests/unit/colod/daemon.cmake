@@ -1,2 +1,3 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 colo_unit_test(test-pair-fsm colod_pair)
+colo_unit_test(test-vm colod_vm)

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* test-vm.c - QEMU's command line, and processes that outlive us */
+#include "vm.h"
+
+#include "check-main.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <glib/gstdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "fd.h"
+#include "vm-process.h"
+
+enum { DEADLINE_MS = 10000, PASSED_FD = 33 };
+
+/* ---- command line ---- */
+
+static Config
+sample_config(void)
+{
+    static char *no_args[] = {NULL};
+
+    return (Config){
+        .vm_name = (char *)"web",
+        .uuid = (char *)"3d0d7f3e-9a51-4a4e-8c33-1f0b8b3b7a10",
+        .qemu = (char *)"/usr/bin/qemu-system-x86_64",
+        .machine = (char *)"pc",
+        .accel = (char *)"tcg",
+        .memory_mib = 128,
+        .cpus = 2,
+        .kernel = (char *)"/boot/vmlinuz",
+        .append = (char *)"console=ttyS0",
+        .extra_args = no_args,
+        .n_nics = 2,
+        .nics = {{.name = (char *)"nic0",
+                  .mac = {0x52, 0x54, 0, 1, 2, 3},
+                  .model = (char *)"virtio-net-pci",
+                  .port = CONFIG_PORT_TAP},
+                 {.name = (char *)"nic1",
+                  .mac = {0x52, 0x54, 0, 1, 2, 4},
+                  .model = (char *)"e1000",
+                  .port = CONFIG_PORT_STREAM}},
+    };
+}
+
+static gboolean
+has_pair(char **argv, const char *option, const char *value)
+{
+    for (char **arg = argv; arg[0] != NULL && arg[1] != NULL; arg++) {
+        if (g_str_equal(arg[0], option) && g_str_equal(arg[1], value))
+            return TRUE;
+    }
+    return FALSE;
+}
+
+START_TEST(unit_command_line_says_what_the_configuration_says)
+{
+    Config config = sample_config();
+    g_auto(GStrv) argv = vm_command_line(&config, "/run/colod/web", FALSE);
+
+    ck_assert_str_eq(argv[0], "/usr/bin/qemu-system-x86_64");
+    ck_assert(has_pair(argv, "-m", "128M"));
+    ck_assert(has_pair(argv, "-smp", "2"));
+    ck_assert(has_pair(argv, "-kernel", "/boot/vmlinuz"));
+    ck_assert(has_pair(argv, "-append", "console=ttyS0"));
+    ck_assert(has_pair(argv, "-netdev", "tap,id=nic0,fd=20,vhost=off"));
+    ck_assert(has_pair(argv, "-device",
+                       "virtio-net-pci,id=dev-nic0,netdev=nic0,mac=52:54:00:01:02:03,romfile="));
+    ck_assert(
+        has_pair(argv, "-netdev",
+                 "stream,id=nic1,server=on,addr.type=unix,addr.path=/run/colod/web/nic1.sock"));
+    ck_assert(g_strv_contains((const char *const *)argv, "-S"));
+    ck_assert(!g_strv_contains((const char *const *)argv, "-initrd"));
+    ck_assert(!g_strv_contains((const char *const *)argv, "-incoming"));
+}
+END_TEST
+
+START_TEST(unit_incoming_waits_for_the_stream)
+{
+    static char *extra[] = {(char *)"-rtc", (char *)"base=utc", NULL};
+    Config config = sample_config();
+
+    config.extra_args = extra;
+
+    g_auto(GStrv) argv = vm_command_line(&config, "/run/colod/web", TRUE);
+
+    ck_assert(has_pair(argv, "-incoming", "defer"));
+    ck_assert(has_pair(argv, "-rtc", "base=utc"));
+    ck_assert(!g_strv_contains((const char *const *)argv, "-S"));
+}
+END_TEST
+
+/* ---- /proc ---- */
+
+START_TEST(unit_start_ticks_are_field_22)
+{
+    ck_assert_uint_eq(
+        vm_parse_start_ticks("7 (q) S 1 7 7 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 4711 99"), 4711);
+}
+END_TEST
+
+START_TEST(sec_a_process_name_cannot_shift_the_fields)
+{
+    ck_assert_uint_eq(
+        vm_parse_start_ticks("7 (a) S 1) S 1 7 7 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 4711 99"),
+        4711);
+    ck_assert_uint_eq(vm_parse_start_ticks("7 (q"), 0);
+    ck_assert_uint_eq(vm_parse_start_ticks("7 (q) S 1"), 0);
+    ck_assert_uint_eq(vm_parse_start_ticks(""), 0);
+}
+END_TEST
+
+/* ---- processes ---- */
+
+typedef struct Seen {
+    char *how;
+} Seen;
+
+static void
+on_dead(const char *how, gpointer user_data)
+{
+    Seen *seen = user_data;
+
+    ck_assert_ptr_null(seen->how);
+    seen->how = g_strdup(how);
+}
+
+static gboolean
+on_deadline(gpointer user_data)
+{
+    *(gboolean *)user_data = TRUE;
+    return G_SOURCE_REMOVE;
+}
+
+static void
+wait_for_death(const Seen *seen)
+{
+    gboolean late = FALSE;
+    guint timer = g_timeout_add(DEADLINE_MS, on_deadline, &late);
+
+    while (seen->how == NULL && !late)
+        g_main_context_iteration(NULL, TRUE);
+    ck_assert(!late);
+    g_source_remove(timer);
+}
+
+static VmProcess *
+spawn(const char *script, const int *fd, Seen *seen)
+{
+    const char *argv[] = {"sh", "-c", script, NULL};
+    const int number = PASSED_FD;
+    g_autoptr(GError) error = NULL;
+    VmProcess *process =
+        vm_process_spawn(argv, fd, &number, fd ? 1 : 0, "/dev/null", on_dead, seen, &error);
+
+    ck_assert_msg(process != NULL, "%s", error ? error->message : "");
+    return process;
+}
+
+START_TEST(life_exit_status_and_signal_are_told)
+{
+    Seen ended = {0}, killed = {0};
+    g_autoptr(VmProcess) a = spawn("exit 3", NULL, &ended);
+    g_autoptr(VmProcess) b = spawn("read x < /dev/zero", NULL, &killed);
+
+    wait_for_death(&ended);
+    ck_assert_str_eq(ended.how, "exited with status 3");
+    vm_process_kill(b);
+    wait_for_death(&killed);
+    ck_assert(g_str_has_prefix(killed.how, "killed by signal 9"));
+    /* A second time, on a process that is gone. */
+    vm_process_kill(b);
+    g_free(ended.how);
+    g_free(killed.how);
+}
+END_TEST
+
+START_TEST(life_a_process_is_found_again_with_its_descriptor)
+{
+    Seen first = {0}, second = {0};
+    auto_fd int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    VmProcess *process = spawn("read x < /dev/zero", &null_fd, &first);
+    const gint64 pid = vm_process_pid(process);
+    const guint64 ticks = vm_process_start_ticks(process);
+    g_autoptr(GError) error = NULL;
+    struct stat ours, theirs;
+
+    ck_assert(vm_process_exists(pid, ticks));
+    ck_assert(!vm_process_exists(pid, ticks + 1));
+    vm_process_free(process); /* stops watching; the process lives on */
+
+    g_autoptr(VmProcess) again = vm_process_adopt(pid, ticks, on_dead, &second, &error);
+    ck_assert_msg(again != NULL, "%s", error ? error->message : "");
+
+    auto_fd int copy = vm_process_copy_fd(again, PASSED_FD);
+    ck_assert_int_ge(copy, 0);
+    ck_assert(fstat(copy, &theirs) == 0 && fstat(null_fd, &ours) == 0);
+    ck_assert(ours.st_rdev == theirs.st_rdev);
+    ck_assert_int_eq(vm_process_copy_fd(again, PASSED_FD + 1), -EBADF);
+
+    vm_process_kill(again);
+    wait_for_death(&second);
+    ck_assert_ptr_null(first.how);
+    g_free(second.how);
+}
+END_TEST
+
+START_TEST(sec_another_process_with_that_pid_is_not_adopted)
+{
+    Seen seen = {0};
+    g_autoptr(GError) error = NULL;
+
+    ck_assert_ptr_null(vm_process_adopt(getpid(), 1, on_dead, &seen, &error));
+    ck_assert(g_error_matches(error, VM_ERROR, VM_ERROR_ADOPT));
+}
+END_TEST
+
+START_TEST(err_program_missing)
+{
+    const char *argv[] = {"/nonexistent/qemu", NULL};
+    g_autoptr(GError) error = NULL;
+    Seen seen = {0};
+
+    ck_assert_ptr_null(vm_process_spawn(argv, NULL, NULL, 0, "/dev/null", on_dead, &seen, &error));
+    ck_assert_ptr_nonnull(error);
+}
+END_TEST
+
+CHECK_MAIN("vm", unit_command_line_says_what_the_configuration_says,
+           unit_incoming_waits_for_the_stream, unit_start_ticks_are_field_22,
+           sec_a_process_name_cannot_shift_the_fields, life_exit_status_and_signal_are_told,
+           life_a_process_is_found_again_with_its_descriptor,
+           sec_another_process_with_that_pid_is_not_adopted, err_program_missing)
