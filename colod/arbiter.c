@@ -267,16 +267,20 @@ create_claim(Job *job)
                                                  job->host, (int)getpid(), g_random_int());
     auto_fd int fd =
         open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, (mode_t)0644);
-    int status = 0;
 
     if (fd < 0)
         return -errno;
-    if (dprintf(fd, "%s\n", job->host) < 0 || fsync(fd) < 0)
-        status = -errno;
-    else if (atomic_load(&job->abandoned))
-        status = -ETIMEDOUT;
-    else if (link(temporary, path) < 0)
-        status = -errno;
+
+    bool ok = dprintf(fd, "%s\n", job->host) >= 0 && fsync(fd) == 0;
+
+    if (ok && atomic_load(&job->abandoned)) {
+        errno = ETIMEDOUT;
+        ok = false;
+    }
+    ok = ok && link(temporary, path) == 0;
+
+    int status = ok ? 0 : -errno;
+
     (void)unlink(temporary);
     return status;
 }
@@ -386,12 +390,11 @@ run_check(Job *job)
 {
     struct stat st;
 
-    if (stat(job->folder, &st) < 0)
+    if (stat(job->folder, &st) < 0 ||
+        faccessat(AT_FDCWD, job->folder, R_OK | W_OK | X_OK, AT_EACCESS) < 0)
         job->result.check_errno = errno;
     else if (!S_ISDIR(st.st_mode))
         job->result.check_errno = ENOTDIR;
-    else if (faccessat(AT_FDCWD, job->folder, R_OK | W_OK | X_OK, AT_EACCESS) < 0)
-        job->result.check_errno = errno;
 }
 
 static void *

@@ -7,7 +7,7 @@
 
 typedef struct ControlLine {
     json_object *id;        /* owned; NULL is JSON's null */
-    const char *command;    /* inside `object` */
+    const char *command;    /* inside `object`; NULL exactly if something is wrong */
     json_object *arguments; /* inside `object`; NULL: none given */
     json_object *object;    /* owned */
 } ControlLine;

@@ -306,7 +306,7 @@ handle_line(Client *client, const char *text, gsize length)
     g_auto(ControlLine) line = {0};
     g_autofree char *problem = control_line_parse(text, length, &line);
 
-    if (problem) {
+    if (!line.command) {
         client_send(client, make_error(line.id, "usage", problem));
         return;
     }

@@ -19,7 +19,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     g_autofree char *problem = control_line_parse((const char *)data, size, &line);
 
-    if (!problem)
-        g_assert(line.command && json_object_is_type(line.object, json_type_object));
+    g_assert((line.command == NULL) == (problem != NULL));
+    if (line.command)
+        g_assert(json_object_is_type(line.object, json_type_object));
     return 0;
 }
