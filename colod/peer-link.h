@@ -37,7 +37,8 @@ typedef struct PeerInfo {
     guint64 boot_id; /* changes with every start of the peer's colod */
 } PeerInfo;
 
-/* Callbacks run in the main context current in peer_link_new(). */
+/* Callbacks run in the main context current in peer_link_new(); it must be the thread-default one
+ * whenever it runs. The link may be freed from within each. */
 typedef struct PeerLinkHandlers {
     /* All three channels are open and agreed. */
     void (*up)(PeerLink *link, const PeerInfo *peer, gpointer user_data);
@@ -81,7 +82,7 @@ void peer_link_send(PeerLink *link, PeerMessageType type, json_object *body);
  */
 GIOStream *peer_link_take_stream(PeerLink *link, PeerChannelKind kind);
 
-/** Takes the link down with @reason and starts it anew. */
+/** Takes the link down with @reason and starts it anew. down() runs before this returns. */
 void peer_link_fail(PeerLink *link, const GError *reason);
 
 /**
