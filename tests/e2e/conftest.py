@@ -104,8 +104,10 @@ def pair(request, keeper):
     yield pair
     pair.close()
     report = getattr(request.node, "report_call", None)
-    if report is not None and report.failed:
+    failed = report is not None and report.failed
+    if failed:
         print(f"logs: {keeper.save_logs(request.node.name)}")
+    if failed or pair.spoilt:
         keeper.drop()
     else:
         mark_log(lab, f"{request.node.name} ends")

@@ -70,6 +70,11 @@ class Pair:
         self.sniffer = Sniffer(lab)
         self.sniffer.start()
         self.loads = []
+        self.spoilt = False  # the next test needs a lab of its own
+
+    def spoil(self):
+        """The guest boots under protection: under emulation its secondary is then not to be trusted (lab.py)."""
+        self.spoilt = True
 
     def close(self):
         for load in self.loads:

@@ -24,6 +24,7 @@ def restore_state(host):
 
 def test_both_hosts_stale(pair):
     """Both disks were set back to before a failover: the arbiter knows better and nobody starts the VM."""
+    pair.spoil()
     save_states(pair)
     load = pair.load()
     mark = pair.mark()
@@ -70,6 +71,7 @@ def test_stale_primary_cannot_see_the_other_host(pair):
 
 def test_last_primary_starts_the_vm_after_a_power_cut(pair):
     """Both hosts lose their power. The guest is gone, but the two agree who starts it, once."""
+    pair.spoil()
     mark = pair.mark()
     power_off_both(pair)
     start_ns = time.monotonic_ns()

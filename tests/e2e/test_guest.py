@@ -6,6 +6,7 @@ from lablib.util import LabError, wait_until
 
 
 def test_reboot(pair):
+    pair.spoil()
     mark = pair.mark()
     qemu = pair.lab.host(pair.primary).qemu()
     start_ns = time.monotonic_ns()
@@ -26,6 +27,7 @@ def test_reboot(pair):
 
 def test_poweroff(pair):
     """The VM is off on both hosts and stays off, until it is started again by an operator."""
+    pair.spoil()
     mark = pair.mark()
     pair.lab.guest_command("poweroff")
     for name in ("a", "b"):
