@@ -124,6 +124,8 @@ void daemon_clear_source(GSource **source);
 /* Reads facts anew from what is saved and from the parts. */
 void daemon_refresh_facts(Daemon *d);
 void daemon_retry_later(Daemon *d);
+/* Ends a shut-down under way once the state and the disk are in order. */
+void daemon_finish_shut_down(Daemon *d);
 
 /* daemon-state.c */
 void daemon_save(Daemon *d, SavedFunc func, gpointer user_data);

@@ -81,6 +81,7 @@ on_saved(GObject *source G_GNUC_UNUSED, GAsyncResult *result, gpointer user_data
     start_save(d);
     if (job->func != NULL)
         job->func(d, saved, job->user_data);
+    daemon_finish_shut_down(d);
 }
 
 static void
@@ -162,9 +163,11 @@ on_claim(const ArbiterAnswer *answer, gpointer user_data)
     Daemon *d = claim->daemon;
     const gboolean is_void = claim->serial != d->claim_serial;
 
-    event_log_add(d->log, answer->verdict == ARBITER_GRANTED ? EVENT_INFO : EVENT_WARNING, "claim",
-                  "generation %" G_GUINT64_FORMAT ": %s%s", claim->generation, answer->text,
-                  is_void ? " (too late)" : "");
+    /* A claim that stays open is asked again and again: said once. */
+    if (answer->verdict != ARBITER_UNKNOWN || g_strcmp0(answer->text, d->detail) != 0)
+        event_log_add(d->log, answer->verdict == ARBITER_GRANTED ? EVENT_INFO : EVENT_WARNING,
+                      "claim", "generation %" G_GUINT64_FORMAT ": %s%s", claim->generation,
+                      answer->text, is_void ? " (too late)" : "");
     note_newest(d, answer);
     if (is_void) {
         if (answer->verdict == ARBITER_GRANTED && claim->generation > d->wanted_state.generation &&

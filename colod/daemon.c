@@ -125,8 +125,8 @@ is_end_state(PairState state)
     return state == PAIR_IDLE || state == PAIR_OFF || state == PAIR_ALONE;
 }
 
-static void
-finish_shut_down(Daemon *d)
+void
+daemon_finish_shut_down(Daemon *d)
 {
     if (d->shut_down_done != NULL && is_end_state(d->state) && d->saves.length == 0) {
         void (*done)(gpointer) = g_steal_pointer(&d->shut_down_done);
@@ -239,7 +239,7 @@ daemon_event(Daemon *d, PairEvent event)
             daemon_forget_vm(d);
     }
     d->stepping = FALSE;
-    finish_shut_down(d);
+    daemon_finish_shut_down(d);
 }
 
 /* ---- self-test ---- */
@@ -383,5 +383,5 @@ daemon_shut_down(Daemon *d, void (*done)(gpointer user_data), gpointer user_data
         daemon_event(d, PAIR_EVENT_PEER_HAND_OVER);
     else if (g_str_equal(pair_state_role(d->state), "secondary"))
         daemon_event(d, PAIR_EVENT_PEER_DISCARD);
-    finish_shut_down(d);
+    daemon_finish_shut_down(d);
 }

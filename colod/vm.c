@@ -404,7 +404,9 @@ static void
 on_watch_answer(Vm *vm, const GError *error, gpointer user_data G_GNUC_UNUSED)
 {
     vm->probing = FALSE;
-    if (error != NULL && g_error_matches(error, QMP_ERROR, QMP_ERROR_TIMEOUT))
+    if (error == NULL)
+        vm->stuck_said = FALSE;
+    else if (g_error_matches(error, QMP_ERROR, QMP_ERROR_TIMEOUT))
         say_stuck(vm, error);
 }
 

@@ -25,7 +25,8 @@ typedef struct VmHandlers {
     void (*ready)(Vm *vm, gpointer user_data);
     /* The process is gone; @how says with which status or signal. Once; nothing follows. */
     void (*dead)(Vm *vm, const char *how, gpointer user_data);
-    /* A probe or command missed its deadline, or QMP broke while the process lives. Once. */
+    /* A probe missed its deadline, or QMP broke while the process lives. Once until it answers
+     * again. */
     void (*stuck)(Vm *vm, const GError *reason, gpointer user_data);
     /* STOP and RESUME, with QEMU's own time stamps. */
     void (*stopped)(Vm *vm, gint64 timestamp_us, gpointer user_data);

@@ -7,11 +7,11 @@ foreach(name test-peer-link test-peer-link-sec)
     colo_unit_test(${name} colod_peer)
     target_sources(${name} PRIVATE test-peer-world.c)
     target_compile_definitions(${name} PRIVATE COLO_PKI="${PROJECT_SOURCE_DIR}/deploy/colo-pki")
-    set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77)
+    set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300)
 endforeach()
 
 # Once more with a TLS library that would take older versions: then our own check must refuse them.
 add_test(NAME test-peer-link-sec-any-tls COMMAND test-peer-link-sec)
 get_test_property(test-peer-link-sec ENVIRONMENT environment)
-set_tests_properties(test-peer-link-sec-any-tls PROPERTIES TIMEOUT 120 LABELS unit
+set_tests_properties(test-peer-link-sec-any-tls PROPERTIES TIMEOUT 300 LABELS unit
     SKIP_RETURN_CODE 77 ENVIRONMENT "${environment};G_TLS_GNUTLS_PRIORITY=NORMAL")

@@ -200,7 +200,7 @@ START_TEST(sec_peer_link_slow_connection)
     Side alpha, beta;
 
     pair_init(&alpha, &beta);
-    beta.config.connect_timeout_ms = 1500; /* the stranger must get through TLS under TSan */
+    beta.config.connect_timeout_ms = SHORT_TIMEOUT_MS;
     pair_start(&alpha, &beta);
     WAIT_UNTIL(&alpha, &beta, alpha.n_up && beta.n_up);
 

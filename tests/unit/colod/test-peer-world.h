@@ -20,7 +20,7 @@
 enum {
     DEADLINE_MS = 20000,
     CONNECT_TIMEOUT_MS = 5000,
-    SHORT_TIMEOUT_MS = 300, /* where a test waits for a deadline */
+    SHORT_TIMEOUT_MS = 1500, /* where a test waits for a deadline */
     HEARTBEAT_MS = 20,
     HEARTBEAT_LIMIT_MS = 2000, /* sanitizers are slow; tests of silence set their own */
     RETRY_MS = 20,
