@@ -344,8 +344,10 @@ daemon_vm_resumed(Vm *vm G_GNUC_UNUSED, gint64 timestamp_us, gpointer user_data)
     Daemon *d = user_data;
     Checkpoints *c = &d->checkpoints;
 
+    /* Not the stop of the initial migration. */
     if (c->stopped_us > 0 && timestamp_us >= c->stopped_us &&
-        (d->state == PAIR_PROTECTED || d->state == PAIR_STANDBY)) {
+        ((d->state == PAIR_PROTECTED && c->running) ||
+         (d->state == PAIR_STANDBY && c->count > 0))) {
         const gint64 pause = MIN(timestamp_us - c->stopped_us, (gint64)G_MAXUINT32);
 
         c->pause_us[c->n_pauses++ % PAUSE_SAMPLES] = (guint32)pause;

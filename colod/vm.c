@@ -46,6 +46,7 @@ struct Vm {
     GSource *leave_poll;
     unsigned watch_period_ms, watch_limit_ms;
     gboolean ready, stuck_said, probing, return_path;
+    gboolean stop_to_migrate;
     char *qmp_broken; /* why */
     /* vm_leave_colo() */
     VmDoneFunc leave_done;
@@ -258,6 +259,8 @@ vm_migrate(Vm *vm, const char *path, VmDoneFunc done, gpointer user_data)
     json_object_object_add(parameters, "max-bandwidth", json_object_new_int64(BANDWIDTH_MAX));
     op_add(op, "migrate-set-capabilities", colo_capabilities(vm));
     op_add(op, "migrate-set-parameters", parameters);
+    if (vm->stop_to_migrate)
+        op_add(op, "stop", NULL);
     op_add(op, "migrate", unix_uri(path));
     op_send_next(op);
 }
@@ -523,9 +526,14 @@ on_process_dead(const char *how, gpointer user_data)
 /* ---- life ---- */
 
 static Vm *
-vm_alloc(const VmHandlers *handlers, gpointer user_data)
+vm_alloc(const Config *config, const VmHandlers *handlers, gpointer user_data)
 {
     Vm *vm = g_new0(Vm, 1);
+
+    /* QEMU under TCG loses dirty pages if the guest runs during the initial migration
+     * (docs/qemu-compat.md, "Lost dirty pages under TCG"). COLO starts the guest again by itself.
+     */
+    vm->stop_to_migrate = g_str_has_prefix(config->accel, "tcg");
 
     vm->handlers = handlers;
     vm->user_data = user_data;
@@ -569,7 +577,7 @@ vm_start(const Config *config, const char *run_dir, const int *guest_fds, gboole
     g_autofree char *log_path = g_build_filename(run_dir, "qemu.log", NULL);
     g_autofree char *qmp_path = g_build_filename(run_dir, "qmp.sock", NULL);
     g_auto(GStrv) argv = vm_command_line(config, run_dir, incoming);
-    g_autoptr(Vm) vm = vm_alloc(handlers, user_data);
+    g_autoptr(Vm) vm = vm_alloc(config, handlers, user_data);
     int fds[CONFIG_MAX_NICS], numbers[CONFIG_MAX_NICS];
     gsize n = 0;
 
@@ -592,10 +600,10 @@ vm_start(const Config *config, const char *run_dir, const int *guest_fds, gboole
 }
 
 Vm *
-vm_adopt(const Config *config G_GNUC_UNUSED, const char *run_dir, gint64 pid, guint64 start_ticks,
+vm_adopt(const Config *config, const char *run_dir, gint64 pid, guint64 start_ticks,
          const VmHandlers *handlers, gpointer user_data, GError **error)
 {
-    g_autoptr(Vm) vm = vm_alloc(handlers, user_data);
+    g_autoptr(Vm) vm = vm_alloc(config, handlers, user_data);
 
     vm->process = vm_process_adopt(pid, start_ticks, on_process_dead, vm, error);
     if (vm->process == NULL)
