@@ -101,6 +101,7 @@ on_listening(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
         return;
     }
     enlarge_buffers(fd);
+    proxy_set_egress(d->proxy, PROXY_EGRESS_KEEP, NULL, NULL);
     d->gate = gate_secondary_new(fd_steal(&fd), stream, &config, &daemon_gate_handlers, d);
     daemon_event(d, PAIR_EVENT_VM_READY);
 }

@@ -192,10 +192,12 @@ on_point(Gate *gate, GatePoint point, guint64 epoch, gpointer user_data)
         proxy_mark(d->proxy, epoch, on_marked, d);
         break;
     case GATE_POINT_REPLY:
-        /* SVM's output is dropped as it comes: there is no older epoch to keep apart. */
         gate_continue(gate, GATE_POINT_REPLY);
         break;
     case GATE_POINT_COMMIT:
+        /* SVM stands and its port is empty: what it said came from a state that is replaced now.
+         * Kept until here, it spares a survivor's TCP connections the wait for a retransmission. */
+        proxy_set_egress(d->proxy, PROXY_EGRESS_KEEP, NULL, NULL);
         gate_continue(gate, GATE_POINT_COMMIT);
         break;
     }

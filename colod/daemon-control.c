@@ -180,6 +180,11 @@ egress_name(const Daemon *d)
     case PAIR_CLAIM_PRIMARY:
     case PAIR_RESUMING:
         return "held";
+    case PAIR_INCOMING:
+    case PAIR_STANDBY:
+    case PAIR_CLAIM_SECONDARY:
+    case PAIR_TAKING_OVER:
+        return "kept";
     case PAIR_BOOT:
     case PAIR_IDLE:
     case PAIR_OFF:
@@ -188,10 +193,6 @@ egress_name(const Daemon *d)
     case PAIR_ADOPTING:
     case PAIR_ADOPT_CLAIM:
     case PAIR_INCOMING_START:
-    case PAIR_INCOMING:
-    case PAIR_STANDBY:
-    case PAIR_CLAIM_SECONDARY:
-    case PAIR_TAKING_OVER:
     case PAIR_STOPPING:
     case PAIR_N_STATES:
         break;

@@ -216,13 +216,19 @@ nic_flush(Nic *nic)
     }
 }
 
+/* Nothing of what the guest says reaches the LAN. */
+static bool
+is_quiet(ProxyEgress egress)
+{
+    return egress == PROXY_EGRESS_DROP || egress == PROXY_EGRESS_KEEP;
+}
+
 /* While the VM is quiet its LAN tap is emptied: at a failover the guest must not be fed what was
  * flooded to the bridge's ports hours ago. */
 static bool
 discards_ingress(const Nic *nic)
 {
-    return !nic->ingress_on && nic->egress == PROXY_EGRESS_DROP &&
-           !(nic->port && nic->port->partial);
+    return !nic->ingress_on && is_quiet(nic->egress) && !(nic->port && nic->port->partial);
 }
 
 bool
@@ -329,9 +335,9 @@ nic_check_lost(Nic *nic, int64_t now_ns)
 void
 nic_set_egress(Nic *nic, ProxyEgress egress)
 {
-    if (egress == nic->egress)
+    if (egress == nic->egress && egress != PROXY_EGRESS_KEEP)
         return;
-    if (egress == PROXY_EGRESS_DROP)
+    if (is_quiet(egress))
         counter_add(&nic->dropped, hold_queue_drop_all(nic->queue));
     else
         hold_queue_release_all(nic->queue);

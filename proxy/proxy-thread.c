@@ -116,7 +116,8 @@ run_egress(Proxy *proxy, const Command *command)
     /* What is opened needs no lease any more, and what is dropped none either. */
     if (command->egress != PROXY_EGRESS_HOLD)
         forget_lease(proxy);
-    proxy->egress_allowed = command->egress != PROXY_EGRESS_DROP;
+    proxy->egress_allowed =
+        command->egress == PROXY_EGRESS_HOLD || command->egress == PROXY_EGRESS_OPEN;
     if (!proxy->egress_allowed)
         proxy->announce_next_ns = 0;
 }

@@ -50,6 +50,9 @@ typedef struct ProxyConfig {
 /* What becomes of the guest's output. */
 typedef enum ProxyEgress {
     PROXY_EGRESS_DROP, /* counted and dropped: a secondary, a fenced host; the start state */
+    PROXY_EGRESS_KEEP, /* a standby: queued in case it takes over (OPEN releases it); setting KEEP
+                        * again forgets it, because a checkpoint has replaced the state that it came
+                        * from */
     PROXY_EGRESS_HOLD, /* queued until proxy_release() covers it */
     PROXY_EGRESS_OPEN, /* to the LAN at once */
 } ProxyEgress;
@@ -112,7 +115,7 @@ gboolean proxy_connect_ports(Proxy *proxy, GError **error);
 void proxy_set_egress(Proxy *proxy, ProxyEgress egress, ProxyDoneFunc done, gpointer user_data);
 
 /** Feeds LAN frames to the guest, or leaves them in the LAN tap's queue; while egress is
- * PROXY_EGRESS_DROP too they are thrown away: a guest must not be fed hours-old frames at a
+ * PROXY_EGRESS_DROP or KEEP too they are thrown away: a guest must not be fed hours-old frames at a
  * failover. @done: in force. NULL is fine. */
 void proxy_set_ingress(Proxy *proxy, bool flowing, ProxyDoneFunc done, gpointer user_data);
 

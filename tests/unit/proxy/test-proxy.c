@@ -214,6 +214,26 @@ START_TEST(unit_hold_to_drop_drops_and_forgets_marks)
 }
 END_TEST
 
+START_TEST(unit_keep_releases_only_what_came_since_it_was_set_last)
+{
+    World w;
+
+    world_init(&w, PROXY_PORT_TAP, MIB);
+    world_egress(&w, PROXY_EGRESS_KEEP);
+    send_range(&w, 1, 5);
+    world_until_held(&w, 5);
+    world_egress(&w, PROXY_EGRESS_KEEP);
+    ck_assert_uint_eq(stats_of(&w).dropped_frames, 5);
+    send_range(&w, 6, 8);
+    world_until_held(&w, 3);
+    ck_assert_int_eq(client_recv(&w, 0), -1);
+    world_egress(&w, PROXY_EGRESS_OPEN);
+    expect_client(&w, 6, 8);
+    ck_assert_int_eq(client_recv(&w, 0), -1);
+    world_clear(&w);
+}
+END_TEST
+
 START_TEST(unit_hold_high_once_until_the_next_release)
 {
     World w;
@@ -848,6 +868,7 @@ main(void)
         unit_mark_covers_all_that_was_written_before,
         err_release_with_an_expired_lease_is_refused,
         unit_hold_to_drop_drops_and_forgets_marks,
+        unit_keep_releases_only_what_came_since_it_was_set_last,
         unit_hold_high_once_until_the_next_release,
         err_bound_makes_frames_wait_without_loss,
         err_full_packet_socket_is_told,
