@@ -145,7 +145,7 @@ peer_hello_parse(View text, PeerHello *ret_hello, GError **error)
     if (!whole)
         return FALSE;
     *ret_hello = hello;
-    hello = (PeerHello){0};
+    memset(&hello, 0, sizeof(hello)); /* the strings are the caller's now */
     return TRUE;
 }
 

@@ -387,33 +387,37 @@ check_own(PeerTls *tls, const char *ca_file, const char *cert_file, const char *
     return TRUE;
 }
 
+/* GIO's own text does not always name the file. */
+static gboolean
+check_readable(const char *file, GError **error)
+{
+    g_autofree char *contents = NULL;
+
+    return g_file_get_contents(file, &contents, NULL, error);
+}
+
 PeerTls *
 peer_tls_new(const char *ca_file, const char *cert_file, const char *key_file, const char *host,
              GError **error)
 {
-    g_autoptr(PeerTls) tls = g_new0(PeerTls, 1);
-    const char *const files[] = {ca_file, cert_file, key_file};
+    PeerTls *tls;
 
-    for (size_t i = 0; i < G_N_ELEMENTS(files); i++) {
-        g_autofree char *contents = NULL;
-
-        /* GIO's own text does not always name the file. */
-        if (!g_file_get_contents(files[i], &contents, NULL, error))
-            return NULL;
-    }
+    if (!check_readable(ca_file, error) || !check_readable(cert_file, error) ||
+        !check_readable(key_file, error))
+        return NULL;
+    tls = g_new0(PeerTls, 1);
     tls->authorities = g_tls_file_database_new(ca_file, error);
     if (!tls->authorities) {
         g_prefix_error(error, "%s: ", ca_file);
-        return NULL;
+    } else {
+        tls->certificate = g_tls_certificate_new_from_files(cert_file, key_file, error);
+        if (!tls->certificate)
+            g_prefix_error(error, "%s, %s: ", cert_file, key_file);
+        else if (check_own(tls, ca_file, cert_file, key_file, host, error))
+            return tls;
     }
-    tls->certificate = g_tls_certificate_new_from_files(cert_file, key_file, error);
-    if (!tls->certificate) {
-        g_prefix_error(error, "%s, %s: ", cert_file, key_file);
-        return NULL;
-    }
-    if (!check_own(tls, ca_file, cert_file, key_file, host, error))
-        return NULL;
-    return g_steal_pointer(&tls);
+    peer_tls_free(tls);
+    return NULL;
 }
 
 void
