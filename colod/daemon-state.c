@@ -204,6 +204,7 @@ daemon_claim(Daemon *d, gboolean operator_decides)
     claim->daemon = d;
     claim->serial = d->claim_serial;
     claim->generation = d->claim;
+    d->facts.claim_pending = TRUE;
     arbiter_claim(d->arbiter, d->claim, operator_decides, on_claim, claim);
 }
 
@@ -212,6 +213,7 @@ daemon_grant(Daemon *d)
 {
     event_log_add(d->log, EVENT_INFO, "claim",
                   "generation %" G_GUINT64_FORMAT ": taken with the peer's word", d->claim);
+    d->facts.claim_pending = TRUE;
     take_generation(d, d->claim);
 }
 

@@ -207,13 +207,19 @@ step(Daemon *d, PairEvent event)
     PairStep result;
 
     daemon_refresh_facts(d);
+    if (event == PAIR_EVENT_CLAIM_GRANTED || event == PAIR_EVENT_CLAIM_REFUSED ||
+        event == PAIR_EVENT_CLAIM_UNKNOWN)
+        d->facts.claim_pending = FALSE;
     result = pair_fsm_step(d->state, event, &d->facts);
     if (result.why == NULL)
         return;
     log_step(d, before, event, &result);
     d->state = result.next;
-    if (d->state != before)
-        d->claim_serial++; /* before the actions: one of them may be the new state's claim */
+    if (d->state != before) {
+        /* Before the actions: one of them may be the new state's claim. */
+        d->claim_serial++;
+        d->facts.claim_pending = FALSE;
+    }
     for (unsigned i = 0; i < PAIR_MAX_ACTIONS && result.actions[i] != PAIR_ACTION_NONE; i++)
         daemon_act(d, result.actions[i]);
     if (d->state != before) {

@@ -192,6 +192,14 @@ guard_peer_up(const PairFacts *f)
     return f->peer_up;
 }
 
+/* While a claim of ours is under way it may be granted: then the other side will be refused, and
+ * giving our VM up would leave none. */
+static gboolean
+guard_no_claim_pending(const PairFacts *f)
+{
+    return !f->claim_pending;
+}
+
 /* The peer still has an armed VM of our generation. */
 static gboolean
 guard_peer_stands_by(const PairFacts *f)
@@ -206,6 +214,12 @@ guard_peer_holds_leftover(const PairFacts *f)
 {
     return f->peer_up && f->peer_generation <= f->generation &&
            ((UINT64_C(1) << f->peer_state) & SECONDARY_STATES);
+}
+
+static gboolean
+guard_peer_stands_by_no_claim_pending(const PairFacts *f)
+{
+    return guard_peer_stands_by(f) && !f->claim_pending;
 }
 
 #define ON(event) PAIR_EVENT_##event
@@ -361,6 +375,8 @@ static const Rule rules[] = {
      "claim granted"},
     {IN(CLAIM_PRIMARY) | IN(ADOPT_CLAIM) | IN(CLAIM_SECONDARY), ON(CLAIM_REFUSED), GUARD(always),
      PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)), "claim refused: the other side goes on"},
+    {IN(ADOPT_CLAIM), ON(CLAIM_UNKNOWN), GUARD(peer_stands_by), PAIR_STOPPING,
+     DO(A(DROP_OUTPUT), A(KILL_VM)), "the secondary stands by and takes over"},
     {IN(CLAIM_PRIMARY) | IN(ADOPT_CLAIM) | IN(CLAIM_SECONDARY), ON(CLAIM_UNKNOWN),
      GUARD(peer_gave_up), STAY, DO(A(GRANT)), "the peer gave up; no arbiter needed"},
     {IN(CLAIM_PRIMARY) | IN(ADOPT_CLAIM) | IN(CLAIM_SECONDARY), ON(CLAIM_UNKNOWN), GUARD(always),
@@ -378,9 +394,9 @@ static const Rule rules[] = {
     {IN(CLAIM_PRIMARY), ON(PEER_STATE), GUARD(peer_stands_by), STAY, DO(A(SEND_DISCARD)),
      "nobody went on: the primary does"},
     /* The adopted VM missed some time; the standby has not. */
-    {IN(ADOPT_CLAIM), ON(PEER_UP), GUARD(peer_stands_by), PAIR_STOPPING,
+    {IN(ADOPT_CLAIM), ON(PEER_UP), GUARD(peer_stands_by_no_claim_pending), PAIR_STOPPING,
      DO(A(DROP_OUTPUT), A(KILL_VM)), "the secondary stands by and takes over"},
-    {IN(ADOPT_CLAIM), ON(PEER_STATE), GUARD(peer_stands_by), PAIR_STOPPING,
+    {IN(ADOPT_CLAIM), ON(PEER_STATE), GUARD(peer_stands_by_no_claim_pending), PAIR_STOPPING,
      DO(A(DROP_OUTPUT), A(KILL_VM)), "the secondary stands by and takes over"},
 
     {IN(RESUMING), ON(VM_RUNNING), GUARD(always), PAIR_ALONE, DO(A(OPEN_OUTPUT)),
@@ -402,8 +418,10 @@ static const Rule rules[] = {
      DO(A(DETACH_GATE)), "the primary's VM ended"},
     {IN(INCOMING), ON(TIMEOUT), GUARD(always), PAIR_STOPPING, DO(A(CLOSE_GATE), A(KILL_VM)),
      "initial migration took too long"},
-    {SECONDARY_STATES, ON(PEER_DISCARD), GUARD(always), PAIR_STOPPING,
+    {IN(CLAIM_SECONDARY), ON(PEER_DISCARD), GUARD(no_claim_pending), PAIR_STOPPING,
      DO(A(CLOSE_GATE), A(KILL_VM)), "the primary goes on without a secondary"},
+    {IN(INCOMING_START) | IN(INCOMING) | IN(STANDBY), ON(PEER_DISCARD), GUARD(always),
+     PAIR_STOPPING, DO(A(CLOSE_GATE), A(KILL_VM)), "the primary goes on without a secondary"},
     {IN(INCOMING) | IN(STANDBY), ON(VM_STUCK), GUARD(always), PAIR_STOPPING,
      DO(A(CLOSE_GATE), A(KILL_VM)), "QEMU is stuck"},
     {IN(STANDBY), ON(PEER_DOWN), GUARD(always), STAY, DO(A(DETACH_GATE)), "link lost"},

@@ -113,8 +113,9 @@ typedef struct PairFacts {
     PairState peer_state;    /* valid if peer_up */
     guint64 peer_generation; /* valid if peer_up */
     gboolean peer_role_primary, peer_initial_primary;
-    gboolean peer_gave_up; /* VM_DEAD came since the peer last had a VM */
-    gboolean promotable;   /* SVM's state is whole: gate_load() is GATE_LOAD_CLEAN */
+    gboolean peer_gave_up;  /* VM_DEAD came since the peer last had a VM */
+    gboolean claim_pending; /* asked for, not answered */
+    gboolean promotable;    /* SVM's state is whole: gate_load() is GATE_LOAD_CLEAN */
     gboolean wants_protection;
     gboolean may_prepare; /* self-test passed and no retry timer is running */
     gboolean off_wanted;  /* guest shut down, or OP_STOP */

@@ -123,6 +123,24 @@ START_TEST(unit_states_with_deadline_handle_their_timeout)
 }
 END_TEST
 
+START_TEST(unit_a_claim_under_way_is_not_thrown_away)
+{
+    PairFacts facts = {.generation = 5,
+                       .peer_generation = 5,
+                       .peer_up = TRUE,
+                       .claim_pending = TRUE,
+                       .peer_state = PAIR_CLAIM_SECONDARY};
+
+    ck_assert_ptr_null(pair_fsm_step(PAIR_CLAIM_SECONDARY, PAIR_EVENT_PEER_DISCARD, &facts).why);
+    ck_assert_ptr_null(pair_fsm_step(PAIR_ADOPT_CLAIM, PAIR_EVENT_PEER_UP, &facts).why);
+    facts.claim_pending = FALSE;
+    ck_assert_int_eq(pair_fsm_step(PAIR_CLAIM_SECONDARY, PAIR_EVENT_PEER_DISCARD, &facts).next,
+                     PAIR_STOPPING);
+    ck_assert_int_eq(pair_fsm_step(PAIR_ADOPT_CLAIM, PAIR_EVENT_PEER_UP, &facts).next,
+                     PAIR_STOPPING);
+}
+END_TEST
+
 START_TEST(unit_names_round_trip)
 {
     for (unsigned state = 0; state < PAIR_N_STATES; state++)
@@ -199,6 +217,8 @@ claim(World *w, int i, gboolean operator_decides)
 {
     Host *h = &w->host[i];
     guint64 wanted = h->wanted = h->facts.generation + 1;
+
+    h->facts.claim_pending = TRUE;
 
     if (w->arbiter_away || (w->manual && !operator_decides)) {
         push_local(h, PAIR_EVENT_CLAIM_UNKNOWN);
@@ -284,6 +304,7 @@ act(World *w, int i, PairAction action)
         claim(w, i, action == PAIR_ACTION_CLAIM_OPERATOR);
         break;
     case PAIR_ACTION_GRANT:
+        h->facts.claim_pending = TRUE;
         push_local(h, PAIR_EVENT_CLAIM_GRANTED);
         break;
     case PAIR_ACTION_PROPOSE:
@@ -391,6 +412,9 @@ host_event(World *w, int i, PairEvent event)
         (h->state == PAIR_CLAIM_START || h->state == PAIR_CLAIM_PRIMARY ||
          h->state == PAIR_CLAIM_SECONDARY || h->state == PAIR_ADOPT_CLAIM))
         granted(h);
+    if (event == PAIR_EVENT_CLAIM_GRANTED || event == PAIR_EVENT_CLAIM_REFUSED ||
+        event == PAIR_EVENT_CLAIM_UNKNOWN)
+        h->facts.claim_pending = FALSE;
 
     PairStep step = pair_fsm_step(h->state, event, &h->facts);
     PairState before = h->state;
@@ -400,6 +424,7 @@ host_event(World *w, int i, PairEvent event)
     h->state = step.next;
     if (h->state != before) {
         forget_claims(h);
+        h->facts.claim_pending = FALSE;
         h->age = 0;
     }
     if (g_getenv("COLOD_FSM_TRACE"))
@@ -727,4 +752,4 @@ END_TEST
 CHECK_MAIN("pair-fsm", unit_every_state_and_event_is_safe,
            unit_vm_death_is_handled_wherever_there_is_a_vm,
            unit_states_with_deadline_handle_their_timeout, unit_names_round_trip,
-           life_two_hosts_never_both_open_their_output)
+           unit_a_claim_under_way_is_not_thrown_away, life_two_hosts_never_both_open_their_output)
