@@ -151,12 +151,12 @@ class Pair:
 
     def events(self, name, mark):
         try:
-            return self.lab.host(name).events(after=mark.seq[name])
+            return self.lab.host(name).events(after=mark.seq[name] if mark else 0)
         except ControlGone:
             return []
 
     def assert_told(self, name, mark, pattern):
-        """The host's events since then say why."""
+        """The host's events since then (all that it still knows if mark is None) say why."""
         texts = [f"{event['event']}: {event['text']}" for event in self.events(name, mark)]
         assert any(re.search(pattern, text, re.IGNORECASE) for text in texts), \
             f"no event of {name} matches '{pattern}':\n" + "\n".join(texts)

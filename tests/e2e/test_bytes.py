@@ -163,7 +163,7 @@ def test_connections_that_say_nothing(pair):
 @pytest.mark.parametrize("who", ["nobody", "other-a", "other-b", "mallory"])
 def test_wrong_certificate(pair, pki, who):
     """None, another CA's for the right names, the right CA's for a wrong name: refused and logged."""
-    with Undisturbed(pair) as undisturbed:
+    with Undisturbed(pair):
         for listener in listeners(pair):
             folder = None if who == "nobody" else f"{pki}/{who}"
             name = who.rpartition("-")[2]
@@ -172,7 +172,8 @@ def test_wrong_certificate(pair, pki, who):
                     send(sock, message(HELLO, hello(pair, listener)))
                     answer = read_to_end(sock)
                     assert answer[1:2] != b"\x02", "a WELCOME for a wrong certificate"
-            pair.assert_told(listener, undisturbed.mark, r"certificate|TLS|refused")
+            # The same refusal is not written down again and again: an earlier one will do.
+            pair.assert_told(listener, None, r"peer-refused.*certificate")
 
 
 BAD_MESSAGES = {

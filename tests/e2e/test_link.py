@@ -79,7 +79,7 @@ def test_corrupted_after_the_checksum(pair):
     winner, _ = wait_winner(pair, mark)
     pair.assert_flow(mark, load, STALL_TOLD)
     pair.finish(mark, load, turns_of(pair, winner))
-    pair.assert_told(pair.secondary, mark, r"checksum")
+    pair.assert_told(pair.secondary, mark, r"checksum|hash")
 
 
 MANUAL = pytest.mark.lab(arbiter="manual")

@@ -100,6 +100,8 @@ class Lab:
         """
         progress("3/5 starting the primary's colod; waiting until the guest answers")
         self.hosts["a"].start_colod()
+        if self.settings.arbiter == "manual":  # without a peer nobody else can tell that it may
+            self.hosts["a"].call("failover", timeout=30)
         with open(f"{self.settings.guest}/index.html", "rb") as file:
             index = file.read()
         self._wait_guest(index, UP_S)
