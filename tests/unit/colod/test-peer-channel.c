@@ -196,7 +196,8 @@ START_TEST(unit_peer_channel_split_everywhere)
 
     rig_init(&rig, PEER_CHANNEL_CHECKPOINT);
     peer_header_encode(bytes, PEER_MESSAGE_DATA_FORWARD, 3);
-    memcpy(bytes + PEER_HEADER_BYTES, "abc", 3);
+    for (int i = 0; i < 3; i++)
+        bytes[PEER_HEADER_BYTES + i] = (uint8_t)('a' + i);
     for (size_t split = 1; split < sizeof(bytes); split++) {
         put(&rig, bytes, split);
         run_pending();
@@ -500,7 +501,7 @@ START_TEST(life_peer_channel_free_in_drained)
 {
     Rig rig;
     uint8_t block[16384];
-    g_autofree uint8_t *sink = g_malloc(PEER_CHANNEL_CONGESTED_BYTES / 2 + 65536);
+    static uint8_t sink[PEER_CHANNEL_CONGESTED_BYTES / 2];
 
     rig_init(&rig, PEER_CHANNEL_CHECKPOINT);
     memset(block, 1, sizeof(block));
@@ -508,7 +509,7 @@ START_TEST(life_peer_channel_free_in_drained)
     while (!peer_channel_is_congested(rig.channel))
         peer_channel_send(rig.channel, PEER_MESSAGE_DATA_RETURN, block, sizeof(block));
     while (rig.channel) {
-        (void)!recv(rig.fd, sink, PEER_CHANNEL_CONGESTED_BYTES / 2, MSG_DONTWAIT);
+        (void)!recv(rig.fd, sink, sizeof(sink), MSG_DONTWAIT);
         g_main_context_iteration(NULL, FALSE);
     }
     ck_assert_uint_eq(rig.n_drained, 1);

@@ -147,7 +147,7 @@ START_TEST(sec_peer_link_tls_1_2)
 
     pair_up(&alpha, &beta);
 
-    g_autofree char *to = g_strdup_printf("127.0.0.1:%u", beta.config.listen_port);
+    g_autofree char *to = g_strdup_printf("%s:%u", peer_world_address, beta.config.listen_port);
     char *argv[] = {(char *)"openssl", (char *)"s_client", (char *)"-connect", to,
                     (char *)"-tls1_2", (char *)"-cert",    alpha.files[1],     (char *)"-key",
                     alpha.files[2],    (char *)"-CAfile",  alpha.files[0],     NULL};
@@ -307,7 +307,7 @@ START_TEST(err_peer_link_malformed_hello)
     g_autofree char *json = hello_json(PEER_CHANNEL_CONTROL, 0);
     char *channel = strstr(json, "control");
 
-    memcpy(channel, "kontrol", 7);
+    channel[0] = 'k';
     stranger_say(&stranger, PEER_MESSAGE_HELLO, json);
     expect_answer(&stranger, PEER_ERROR_PROTOCOL, "\"code\":\"protocol\"");
 }

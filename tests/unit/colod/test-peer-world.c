@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 char *pki;
+char *peer_world_address;
 
 /* One side */
 
@@ -106,16 +107,13 @@ const PeerLinkHandlers side_handlers = {
     .our_generation = our_generation,
 };
 
+/* A port below those that the kernel gives to clients, on an address of this process alone. */
 static uint16_t
-free_port(void)
+next_port(void)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof(address);
-    auto_fd int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    static uint16_t port = 20000;
 
-    ck_assert_int_eq(bind(fd, (struct sockaddr *)&address, len), 0);
-    ck_assert_int_eq(getsockname(fd, (struct sockaddr *)&address, &len), 0);
-    return ntohs(address.sin_port);
+    return port++;
 }
 
 /* A side that is @host and talks to @peer_host, with the files of @host in @authority. */
@@ -131,9 +129,9 @@ side_init(Side *side, const char *authority, const char *host, const char *peer_
         .vm_uuid = UUID,
         .host = host,
         .peer_host = peer_host,
-        .listen_address = "127.0.0.1",
-        .listen_port = free_port(),
-        .peer_address = "127.0.0.1",
+        .listen_address = peer_world_address,
+        .listen_port = next_port(),
+        .peer_address = peer_world_address,
         .ca_file = side->files[0],
         .cert_file = side->files[1],
         .key_file = side->files[2],
@@ -274,7 +272,7 @@ stranger_connect(Stranger *stranger)
     g_socket_client_set_enable_proxy(client, FALSE);
 
     g_autoptr(GSocketConnection) tcp =
-        g_socket_client_connect_to_host(client, "127.0.0.1", stranger->port, NULL, NULL);
+        g_socket_client_connect_to_host(client, peer_world_address, stranger->port, NULL, NULL);
 
     ck_assert(tcp);
 
@@ -376,7 +374,7 @@ plain_connect(const Side *target)
 {
     struct sockaddr_in address = {.sin_family = AF_INET,
                                   .sin_port = htons(target->config.listen_port),
-                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+                                  .sin_addr.s_addr = inet_addr(peer_world_address)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     ck_assert_int_eq(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
@@ -581,11 +579,14 @@ peer_world_run(const char *name, const TTest *const *tests, size_t n_tests)
         return 77;
     }
     make_pki();
+    peer_world_address = g_strdup_printf("127.%d.%d.%d", 1 + getpid() / 62500 % 250,
+                                         getpid() / 250 % 250, 1 + getpid() % 250);
 
     int result = check_run(name, tests, n_tests);
     g_autofree char *remove = g_strdup_printf("rm -rf '%s'", pki);
 
     run(remove);
     g_free(pki);
+    g_free(peer_world_address);
     return result;
 }

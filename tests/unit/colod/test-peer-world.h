@@ -37,6 +37,9 @@ enum { SHORT_TIMEOUT_MS = 1000 };
 /* Directory of certificates: AUTHORITY/HOST/ of the authorities ca, other, expired, server-only. */
 extern char *pki;
 
+/* A loopback address that no other process of the test run uses. */
+extern char *peer_world_address;
+
 /* A link and what it told us. */
 typedef struct Side {
     PeerLink *link;
