@@ -18,6 +18,7 @@ ROTATION = 4096
 STALL_S = 30  # a stream that stands still for so long has failed
 CONNECT_S = 10
 MASK = (1 << 64) - 1
+SO_RCVBUFFORCE = 33
 
 
 def _make_seed():
@@ -108,8 +109,8 @@ class Download(Client):
 
     def work(self):
         with self.connect(80) as sock:
-            if self.rate:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 << 10)
+            if self.rate:  # so that what waits in the socket is a quarter of a second at most
+                sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, max(64 << 10, self.rate // 8))
             sock.sendall(f"GET {self.path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n".encode())
             head = b""
             while b"\r\n\r\n" not in head:
