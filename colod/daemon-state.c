@@ -35,13 +35,16 @@ save_task_free(gpointer data)
     g_free(task);
 }
 
-static void
-save_in_thread(GTask *task, gpointer source G_GNUC_UNUSED, gpointer data,
-               GCancellable *cancellable G_GNUC_UNUSED)
+/* A thread of its own: GTask's pool is shared with TLS handshakes, and silent strangers must not be
+ * able to delay a takeover. */
+static gpointer
+save_thread(gpointer data)
 {
-    SaveTask *save = data;
+    g_autoptr(GTask) task = data;
+    SaveTask *save = g_task_get_task_data(task);
 
     g_task_return_boolean(task, host_state_save(save->path, &save->state, &save->error));
+    return NULL;
 }
 
 static void start_save(Daemon *d);
@@ -99,7 +102,7 @@ start_save(Daemon *d)
     save->path = g_strdup(d->state_path);
     save->state = job->state;
     g_task_set_task_data(task, save, save_task_free);
-    g_task_run_in_thread(task, save_in_thread);
+    g_thread_unref(g_thread_new("colod-save", save_thread, g_object_ref(task)));
 }
 
 void
