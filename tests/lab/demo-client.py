@@ -45,9 +45,10 @@ def first_event(events, condition):
     return next((event for event in events if condition(event)), None)
 
 
-def longest_pause(times_ns, since_ns):
-    """(last byte before, first byte after) of the longest pause that ends after since_ns."""
-    return max(((a, b) for a, b in zip(times_ns, times_ns[1:]) if b > since_ns), key=lambda pair: pair[1] - pair[0])
+def longest_pause(times_ns, since_ns, until_ns):
+    """(last byte before, first byte after) of the longest pause that ends after since_ns and begins before until_ns."""
+    return max(((a, b) for a, b in zip(times_ns, times_ns[1:]) if b > since_ns and a < until_ns),
+               key=lambda pair: pair[1] - pair[0], default=(0, 0))
 
 
 def time_line(events, killed_ns, download):
@@ -66,9 +67,16 @@ def time_line(events, killed_ns, download):
             raise LabError(f"the survivor's events do not tell when it was '{name}':\n"
                            + "\n".join(f"{e['event']}: {e['text']}" for e in events))
         lines.append((event["monotonic_us"] * 1000, f"{name}: {event['text']}"))
-    last, first = longest_pause(download.times_ns, killed_ns)
+    copying = first_event(events, lambda e: has(e, "preparing -> migrating"))
+    copying_ns = copying["monotonic_us"] * 1000 if copying else 1 << 62
+    last, first = longest_pause(download.times_ns, killed_ns, copying_ns)
     lines.append((last, "client: last byte before the pause"))
     lines.append((first, f"client: first byte after, a pause of {(first - last) / 1e6:.0f} ms"))
+    if copying:
+        lines.append((copying_ns, "protected anew: memory is copied to the new secondary"))
+        last, first = longest_pause(download.times_ns, copying_ns, 1 << 62)
+        lines.append((first, f"client: first byte after the copy, a pause of {(first - last) / 1e6:.0f} ms "
+                             "(under TCG the guest stands meanwhile)"))
     return sorted(lines)
 
 
