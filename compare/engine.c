@@ -519,17 +519,15 @@ engine_describe(Compare *e, Held *h, const Frame *frame)
     h->l4_off = frame->l4_off;
     h->frag_off_bytes = frame->frag_off_bytes;
     h->frag_more = frame->frag_more;
-    if (frame->csum_partial)
-        h->flags |= HELD_CSUM_PARTIAL;
-    if (!has_policy(frame->cls) || e->config.policy[frame->cls] == COMPARE_POLICY_FULL)
-        h->flags |= HELD_WHOLE;
-    if (frame->cls != FRAME_TCP)
-        return;
     h->tcp_flags = frame->tcp_flags;
     h->seq = frame->seq;
     h->ack = frame->ack;
     h->end = frame->seq + frame->payload_len + ((frame->tcp_flags & FRAME_TCP_SYN) != 0) +
              ((frame->tcp_flags & FRAME_TCP_FIN) != 0);
+    if (frame->csum_partial)
+        h->flags |= HELD_CSUM_PARTIAL;
+    if (!has_policy(frame->cls) || e->config.policy[frame->cls] == COMPARE_POLICY_FULL)
+        h->flags |= HELD_WHOLE;
 }
 
 static int
@@ -645,12 +643,17 @@ submit_parsed(Compare *e, CompareSide side, const CompareFrame *in, const Frame 
     Held h;
     int r = 0;
 
-    memset(&h, 0, sizeof(h));
+    /* Not all of it: links are written when it is put on a list, and clearing 200 bytes is
+     * a tenth of the cost of a frame. */
+    h.flow = NULL;
+    h.frag_set = NULL;
+    h.parts = (HeldList){0};
     h.frame = in->bytes;
     h.frame_len = in->len;
     h.arrival_ns = e->now_ns;
     h.cookie = in->cookie;
     h.epoch = in->epoch;
+    h.flags = 0;
     h.vnet_hdr_len = in->vnet_hdr_len;
     h.side = (uint8_t)side;
     engine_describe(e, &h, frame);
@@ -696,7 +699,10 @@ submit_some(Compare *e, CompareSide side, const CompareFrame *in, size_t n, int 
         size_t i = n_valid++;
 
         frame_parse(in[i].bytes, in[i].len, in[i].vnet_hdr_len, &frames[i]);
-        hashes[i] = flow_key_hash(e->flows, &frames[i].key);
+        if (i > 0 && flow_key_equal(&frames[i].key, &frames[i - 1].key))
+            hashes[i] = hashes[i - 1]; /* bulk transfers come in runs */
+        else
+            hashes[i] = flow_key_hash(e->flows, &frames[i].key);
         flow_table_prefetch_slot(e->flows, hashes[i]);
     }
     for (size_t i = 0; i < n_valid; i++)

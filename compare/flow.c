@@ -108,12 +108,12 @@ flow_key_hash(const FlowTable *t, const FlowKey *key)
 {
     uint64_t h;
 
-    /* IPv4 leaves w[1..3] zero; ports and VLANs are folded into two words. The class in w[4]
-     * keeps the two kinds of input apart. */
+    /* IPv4 leaves w[1..3] zero, and w[5] without VLAN. The number of words is hashed too, and the
+     * class in w[4] tells the kinds apart. */
     if (!(key->w[1] | key->w[2] | key->w[3])) {
         const uint64_t words[3] = {key->w[0], key->w[4], key->w[5]};
 
-        h = keyed_hash(&t->key, words, 3);
+        h = keyed_hash(&t->key, words, key->w[5] ? 3 : 2);
     } else {
         h = keyed_hash(&t->key, key->w, FRAME_KEY_WORDS);
     }
@@ -140,16 +140,6 @@ flow_table_prefetch_flow(const FlowTable *t, uint32_t hash)
     __builtin_prefetch(flow + 128);
 }
 
-static bool
-key_equal(const FlowKey *a, const FlowKey *b)
-{
-    uint64_t diff = 0;
-
-    for (int i = 0; i < FRAME_KEY_WORDS; i++)
-        diff |= a->w[i] ^ b->w[i];
-    return !diff;
-}
-
 Flow *
 flow_table_find(const FlowTable *t, const FlowKey *key, uint32_t hash)
 {
@@ -158,7 +148,7 @@ flow_table_find(const FlowTable *t, const FlowKey *key, uint32_t hash)
             continue;
         Flow *f = &t->flows[(uint32_t)t->slots[i] - 1];
 
-        if (key_equal(&f->key, key))
+        if (flow_key_equal(&f->key, key))
             return f;
     }
     return NULL;

@@ -79,6 +79,14 @@ uint64_t flow_table_expired(const FlowTable *table);
 uint64_t flow_table_evicted(const FlowTable *table);
 
 static inline bool
+flow_key_equal(const FlowKey *a, const FlowKey *b)
+{
+    /* Word by word: a vector load of what was just stored in words would have to wait for them. */
+    return a->w[0] == b->w[0] && a->w[4] == b->w[4] && a->w[1] == b->w[1] && a->w[2] == b->w[2] &&
+           a->w[3] == b->w[3] && a->w[5] == b->w[5];
+}
+
+static inline bool
 flow_is_empty(const Flow *f)
 {
     return !f->fifo.head && !f->p_chain.head && !f->s_chain.head && !f->backlog.head && !f->s_rst;

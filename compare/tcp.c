@@ -295,6 +295,24 @@ match(Compare *e, Flow *f)
         match_down(e, f);
 }
 
+/* The common case without detours: @h, the next segment, against the same segment of the other
+ * side. False: not that case, or different; match() then finds out. */
+static bool
+match_next(Compare *e, Flow *f, const Held *h)
+{
+    bool primary = h->side == COMPARE_PRIMARY;
+    Held *other = primary ? f->s_chain.head : f->p_chain.head;
+
+    if (!other || (primary ? f->p_chain.head : f->s_chain.head) || h->seq != f->next ||
+        other->seq != h->seq || other->end != h->end || !(f->flags & FLOW_HAS_WINDOW) ||
+        ((h->tcp_flags | other->tcp_flags) & (FRAME_TCP_SYN | FRAME_TCP_FIN | FRAME_TCP_RST)) ||
+        memcmp(held_payload(h), held_payload(other), h->payload_len) != 0)
+        return false;
+    set_window(f, f->base, h->end);
+    consume(e, f, other);
+    return true;
+}
+
 /* --- releasing --- */
 
 static void
@@ -477,7 +495,7 @@ process_primary(Compare *e, Flow *f, Held *h)
     }
     if (is_syn(h) && !is_rst(h) && primary_syn_waits(e, f, h))
         return;
-    if (!is_rst(h) && h->seq != h->end && !in_window(f, h))
+    if (!is_rst(h) && h->seq != h->end && !in_window(f, h) && !match_next(e, f, h))
         chain_insert(e, f, h);
     held_list_append(&f->fifo, h, LINK_FIFO);
     h->flags |= HELD_IN_FIFO;
@@ -495,7 +513,6 @@ secondary_syn(Compare *e, Flow *f, Held *h)
         f->s_isn = h->seq;
         f->s_delta = e->config.isn == COMPARE_ISN_LEARN ? f->p_isn - f->s_isn : 0;
         f->flags |= FLOW_HAS_S_SYN;
-        f->flags &= (uint16_t)~FLOW_HAS_S_ACK; /* acks of the connection before do not count */
     } else if (!(f->flags & FLOW_HAS_S_SYN) || h->seq != f->s_isn) {
         backlog_add(e, f, h);
         return false;
@@ -548,7 +565,7 @@ process_secondary(Compare *e, Flow *f, Held *h)
         f->s_ack = h->ack;
         f->flags |= FLOW_HAS_S_ACK;
     }
-    if (h->seq != h->end && !in_window(f, h))
+    if (h->seq != h->end && !in_window(f, h) && !match_next(e, f, h))
         chain_insert(e, f, h);
     else
         engine_forget(e, h);
