@@ -471,7 +471,8 @@ forget_secondary(Compare *e, Flow *f)
 
 /* --- taking in --- */
 
-/* The secondary now is the primary of the last commit. */
+/* The secondary now is the primary of the last commit. But where offsets are learned nobody loads
+ * anything: both sides are recordings, and the secondary's goes on in its own numbers. */
 static void
 flow_sync(const Compare *e, Flow *f)
 {

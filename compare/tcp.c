@@ -536,6 +536,24 @@ process_secondary_rst(Compare *e, Flow *f, Held *h)
     h->flags |= HELD_IN_RST;
 }
 
+static uint32_t
+distance(uint32_t a, uint32_t b)
+{
+    return seq_lt(a, b) ? b - a : a - b;
+}
+
+/* Where offsets are learned: a recording from behind a rewriter has them in the SYN only. What the
+ * first segment after it is nearer to tells. */
+static void
+check_delta(Flow *f, const Held *h)
+{
+    if (!f->s_delta || (f->flags & FLOW_DELTA_SEEN))
+        return;
+    f->flags |= FLOW_DELTA_SEEN;
+    if (distance(h->seq, f->next) < distance(h->seq + f->s_delta, f->next))
+        f->s_delta = 0;
+}
+
 static void
 process_secondary(Compare *e, Flow *f, Held *h)
 {
@@ -557,6 +575,7 @@ process_secondary(Compare *e, Flow *f, Held *h)
         engine_forget(e, h); /* of the connection before: see the top of this file */
         return;
     } else {
+        check_delta(f, h);
         h->seq += f->s_delta;
         h->end += f->s_delta;
     }

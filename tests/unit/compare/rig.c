@@ -45,7 +45,9 @@ open_dumps(Rig *rig, const char *name)
         return;
     (void)g_mkdir_with_parents(dir, 0755);
     for (int i = 0; i < 2; i++) {
-        g_autofree char *path = g_strdup_printf("%s/%s.%s.pcap", dir, name, sides[i]);
+        /* Check puts "_fn" behind the name of a case. */
+        int n = (int)strlen(name) - (g_str_has_suffix(name, "_fn") ? 3 : 0);
+        g_autofree char *path = g_strdup_printf("%s/%.*s.%s.pcap", dir, n, name, sides[i]);
         pcap_t *dead = pcap_open_dead(DLT_EN10MB, PACKET_MAX);
 
         rig->dump[i] = pcap_dump_open(dead, path);
