@@ -48,6 +48,7 @@ enum {
     BATCH_FRAMES = 64,
     OUT_LIMIT_BYTES = 4 * 1024 * 1024,
     BACKLOG_LIMIT_BYTES = 2 * 1024 * 1024, /* of one shard */
+    AHEAD_BYTES = 256 * 1024,              /* see runs_ahead() */
     DRAIN_READS = 256, /* before a commit: bounds how long a busy peer can delay it */
     TICK_MS_MAX = 1000,
     SHARDS_MAX = 64,
@@ -324,6 +325,23 @@ paused(const Front *f, int side)
     return false;
 }
 
+/* Both have something to read, but much of this one's waits for the other already: what is held
+ * stays small enough for the cache if the other goes first. */
+static bool
+runs_ahead(const Front *f, int side)
+{
+    size_t sum[2] = {0, 0};
+
+    for (int i = 0; i < f->n_shards; i++) {
+        size_t bytes[2];
+
+        (void)shard_held(f->shards[i], bytes);
+        sum[0] += bytes[0];
+        sum[1] += bytes[1];
+    }
+    return sum[side] > AHEAD_BYTES && sum[side] > sum[!side];
+}
+
 static void
 write_out(Front *f)
 {
@@ -536,6 +554,8 @@ handle_ports(Front *f, const struct pollfd *fds, int64_t now_ns)
     for (int i = 0; i < N_PORTS; i++)
         ready[i] = fds[2 + 2 * i + 1].revents != 0;
     for (int side = 0; side < 2; side++) {
+        if (ready[side] && ready[!side] && runs_ahead(f, side))
+            continue;
         if (ready[side])
             read_port(f, side, 1, now_ns);
         else if (!f->refused[side] && !paused(f, side))

@@ -208,8 +208,11 @@ program_stop(Program *p)
 {
     for (int i = 0; i < N_SOCKETS; i++)
         (void)close(p->fd[i]);
-    (void)kill(p->pid, SIGKILL);
-    (void)waitpid(p->pid, NULL, 0);
+    (void)kill(p->pid, SIGTERM);
+    for (int i = 0; i < 300 && waitpid(p->pid, NULL, WNOHANG) == 0; i++)
+        (void)poll(NULL, 0, 10);
+    (void)kill(p->pid, SIGKILL); /* if it has not ended; the number cannot have been taken again */
+    (void)waitpid(p->pid, NULL, WNOHANG);
     for (int i = 0; i < N_SOCKETS; i++) {
         g_autofree char *path = g_build_filename(p->dir, names[i], NULL);
 
