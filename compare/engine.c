@@ -583,6 +583,8 @@ take_stale(Compare *e, Held *h, const Frame *frame)
         }
     }
     engine_release(e, h, COMPARE_RELEASED_COMMITTED);
+    if (f)
+        tcp_window_moved(e, f);
 }
 
 static bool
@@ -756,6 +758,12 @@ report_timeout(Compare *e, const Held *h)
     forget_secondary(e, f);
 }
 
+static bool
+is_covered(const Held *h)
+{
+    return frame_key_class(&h->flow->key) == FRAME_TCP && tcp_is_covered(h->flow, h);
+}
+
 void
 compare_tick(Compare *e, int64_t now_ns)
 {
@@ -767,7 +775,7 @@ compare_tick(Compare *e, int64_t now_ns)
         e->age_check = h->link[LINK_AGE].next;
         if (h->frag_set)
             fragment_timeout(e, h);
-        else if (h->flow && !(h->flow->flags & FLOW_DIVERGED))
+        else if (h->flow && !(h->flow->flags & FLOW_DIVERGED) && !is_covered(h))
             report_timeout(e, h);
     }
     flow_table_expire(e->flows, e->now_s, (uint32_t)(e->config.flow_idle_ns / NS_PER_S),

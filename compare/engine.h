@@ -96,6 +96,10 @@ void engine_report(Compare *e, const FlowKey *key, CompareRule rule, DiffSpot sp
 void tcp_process(Compare *e, Flow *f, Held *h);
 /** A frame of the primary leaves because of a checkpoint: its bytes count as known. */
 void tcp_note_committed(Flow *f, const Held *h);
+/** True for a frame of the secondary that only waits for one before it to be swept up. */
+bool tcp_is_covered(const Flow *f, const Held *h);
+/** After tcp_note_committed() outside of a commit: what is held may be covered now. */
+void tcp_window_moved(Compare *e, Flow *f);
 /** A frame of @f waited too long: where the stream is stuck. */
 DiffSpot tcp_stuck_at(const Flow *f);
 

@@ -103,7 +103,7 @@ open_ports(Front *f, GError **error)
 static gboolean
 fail_errno(int e, const char *what, GError **error)
 {
-    g_set_error(error, G_IO_ERROR, g_io_error_from_errno(e), "%s: %s", what, g_strerror(e));
+    g_set_error(error, G_IO_ERROR, (int)g_io_error_from_errno(e), "%s: %s", what, g_strerror(e));
     return FALSE;
 }
 

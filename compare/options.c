@@ -75,7 +75,7 @@ options_random_key(CompareConfig *config, GError **error)
     if (getrandom(config->hash_key, sizeof(config->hash_key), 0) ==
         (ssize_t)sizeof(config->hash_key))
         return TRUE;
-    g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "random numbers: %s",
+    g_set_error(error, G_IO_ERROR, (int)g_io_error_from_errno(errno), "random numbers: %s",
                 g_strerror(errno));
     return FALSE;
 }

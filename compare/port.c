@@ -64,7 +64,7 @@ tcp_listen(const char *address, GError **error)
     r = tcp_listen_on(info);
     freeaddrinfo(info);
     if (r < 0)
-        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(-r), "tcp:%s: %s", address,
+        g_set_error(error, G_IO_ERROR, (int)g_io_error_from_errno(-r), "tcp:%s: %s", address,
                     g_strerror(-r));
     return r;
 }
@@ -82,7 +82,7 @@ any_listen(Port *p, const char *address, GError **error)
     int fd = fd_unix_listen(address + 5);
 
     if (fd < 0)
-        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(-fd), "%s: %s", address,
+        g_set_error(error, G_IO_ERROR, (int)g_io_error_from_errno(-fd), "%s: %s", address,
                     g_strerror(-fd));
     else
         p->unix_path = g_strdup(address + 5);

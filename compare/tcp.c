@@ -310,6 +310,7 @@ match_next(Compare *e, Flow *f, const Held *h)
         return false;
     set_window(f, f->base, h->end);
     consume(e, f, other);
+    (void)first_live(e, f, primary ? &f->s_chain : &f->p_chain); /* repeated ones behind it */
     return true;
 }
 
@@ -380,6 +381,8 @@ release_fifo(Compare *e, Flow *f)
     while (f->fifo.head && !(f->flags & FLOW_DIVERGED)) {
         Held *h = f->fifo.head;
 
+        if ((h->flags & HELD_IN_CHAIN) && in_window(f, h))
+            chain_remove(f, h); /* it was behind a longer one, which is not through yet */
         if (h->flags & HELD_IN_CHAIN) {
             if (f->s_rst && !f->s_chain.head)
                 diverge_at(e, f, COMPARE_RULE_RST, h->seq, h, f->s_rst);
@@ -631,4 +634,21 @@ tcp_note_committed(Flow *f, const Held *h)
         return;
     }
     set_window(f, seq_min(f->base, h->seq), seq_max(f->next, h->end));
+}
+
+bool
+tcp_is_covered(const Flow *f, const Held *h)
+{
+    return (h->flags & HELD_IN_CHAIN) && h->side == COMPARE_SECONDARY && in_window(f, h);
+}
+
+void
+tcp_window_moved(Compare *e, Flow *f)
+{
+    if ((f->flags & FLOW_DIVERGED) || !(f->flags & FLOW_HAS_WINDOW))
+        return;
+    (void)first_live(e, f, &f->p_chain);
+    (void)first_live(e, f, &f->s_chain);
+    match(e, f);
+    release_fifo(e, f);
 }
