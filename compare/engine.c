@@ -795,7 +795,7 @@ flow_clear(Flow *f)
 {
     f->fifo = f->p_chain = f->s_chain = f->backlog = (HeldList){0};
     f->s_rst = NULL;
-    f->flags &= (uint16_t) ~(FLOW_BACKLOG_P | FLOW_BACKLOG_S);
+    f->flags &= (uint16_t) ~(FLOW_BACKLOG_P | FLOW_BACKLOG_S | FLOW_EARLY_S);
 }
 
 /* Releases the primary's held frames in arrival order, forgets the secondary's. */

@@ -25,6 +25,7 @@ enum {
     FLOW_REFEEDING = 1 << 10,
     FLOW_ESTABLISHED = 1 << 11, /* more than a handshake was seen */
     FLOW_SHORT_LIST = 1 << 12,  /* which expiry list it is on */
+    FLOW_EARLY_S = 1 << 14,     /* the backlog has segments that overtook the secondary's SYN */
     FLOW_DELTA_SEEN = 1 << 13,  /* the offset from the SYNs was checked against a later segment */
 };
 

@@ -15,9 +15,12 @@
  * it leaves with the ack lowered. Without payload it waits: a lowered pure ack would be a
  * duplicate ack, which means loss to the peer.
  *
- * A SYN starts a new window. Both SYNs must be here before the primary's leaves, so whatever
- * else belongs to the connection follows both of them; frames of the new connection that come while
- * the old one still holds frames go to the backlog. The numbers in SYNs: see CompareIsn.
+ * A SYN starts a new window. Both SYNs must be here before the primary's leaves, so in life
+ * whatever else belongs to the connection follows both of them; frames of the new connection that
+ * come while the old one still holds frames go to the backlog. What the secondary sends between the
+ * primary's SYN and its own is left over from the connection before, or (in recordings) overtook
+ * its SYN: it waits for the SYN, and then counts only if its number belongs to the new connection.
+ * The numbers in SYNs: see CompareIsn.
  *
  * RSTs have no range: one of the primary at the head of the FIFO needs one of the secondary. Where
  * there is no window (a closed port answers each SYN with an RST) they must be equal in seq and
@@ -34,6 +37,9 @@
 /* The window is kept shorter than half the sequence space, or "before base" and "after next" would
  * be the same. 2^30 is also the largest TCP window (RFC 7323). */
 #define WINDOW_MAX (UINT32_C(1) << 30)
+/* How far into a connection a segment may be that overtook the SYN. Small, so that segments of the
+ * connection before on the same ports rarely are taken for it. */
+#define EARLY_MAX (UINT32_C(1) << 20)
 
 static bool
 is_syn(const Held *h)
@@ -404,13 +410,13 @@ release_fifo(Compare *e, Flow *f)
 /* --- connections --- */
 
 static void
-backlog_add(Compare *e, Flow *f, Held *h)
+backlog_put(Compare *e, Flow *f, Held *h, uint16_t flag)
 {
     unsigned n = 0;
 
     held_list_append(&f->backlog, h, LINK_FIFO);
     h->flags |= HELD_IN_BACKLOG;
-    f->flags |= h->side == COMPARE_PRIMARY ? FLOW_BACKLOG_P : FLOW_BACKLOG_S;
+    f->flags |= flag;
     for (const Held *b = f->backlog.head; b && n <= ENGINE_MAX_BACKLOG; b = b->link[LINK_FIFO].next)
         n++;
     if (n > ENGINE_MAX_BACKLOG)
@@ -418,9 +424,23 @@ backlog_add(Compare *e, Flow *f, Held *h)
 }
 
 static void
+backlog_add(Compare *e, Flow *f, Held *h)
+{
+    backlog_put(e, f, h, h->side == COMPARE_PRIMARY ? FLOW_BACKLOG_P : FLOW_BACKLOG_S);
+}
+
+/* What came before the secondary's SYN: is it of this connection? */
+static bool
+belongs(const Flow *f, const Held *h)
+{
+    return is_syn(h) || h->seq + f->s_delta - f->p_isn - 1 < EARLY_MAX ||
+           h->seq - f->p_isn - 1 < EARLY_MAX;
+}
+
+static void
 start_connection(Flow *f, uint32_t isn)
 {
-    f->flags &= FLOW_BACKLOG_P | FLOW_BACKLOG_S | FLOW_REFEEDING | FLOW_SHORT_LIST;
+    f->flags &= FLOW_BACKLOG_P | FLOW_BACKLOG_S | FLOW_EARLY_S | FLOW_REFEEDING | FLOW_SHORT_LIST;
     f->flags |= FLOW_HAS_P_SYN;
     f->p_isn = isn;
     f->s_delta = 0;
@@ -429,7 +449,7 @@ start_connection(Flow *f, uint32_t isn)
 
 /* Takes the backlog's frames of @side through the rules again. */
 static void
-refeed_side(Compare *e, Flow *f, HeldList *list, CompareSide side)
+refeed_side(Compare *e, Flow *f, HeldList *list, CompareSide side, bool early)
 {
     Held *following;
 
@@ -438,7 +458,10 @@ refeed_side(Compare *e, Flow *f, HeldList *list, CompareSide side)
         if (h->side != side)
             continue;
         held_list_remove(list, h, LINK_FIFO);
-        tcp_process(e, f, h);
+        if (early && h->side == COMPARE_SECONDARY && !belongs(f, h))
+            engine_forget(e, h);
+        else
+            tcp_process(e, f, h);
     }
 }
 
@@ -446,15 +469,16 @@ static void
 refeed(Compare *e, Flow *f)
 {
     HeldList list = f->backlog;
+    bool early = f->flags & FLOW_EARLY_S;
 
     f->backlog = (HeldList){0};
-    f->flags &= (uint16_t) ~(FLOW_BACKLOG_P | FLOW_BACKLOG_S);
+    f->flags &= (uint16_t) ~(FLOW_BACKLOG_P | FLOW_BACKLOG_S | FLOW_EARLY_S);
     f->flags |= FLOW_REFEEDING;
     for (Held *h = list.head; h; h = h->link[LINK_FIFO].next)
         h->flags &= (uint16_t)~HELD_IN_BACKLOG;
     /* The primary's first: its SYN is what the secondary's frames wait for. */
-    refeed_side(e, f, &list, COMPARE_PRIMARY);
-    refeed_side(e, f, &list, COMPARE_SECONDARY);
+    refeed_side(e, f, &list, COMPARE_PRIMARY, false);
+    refeed_side(e, f, &list, COMPARE_SECONDARY, early);
     f->flags &= (uint16_t)~FLOW_REFEEDING;
 }
 
@@ -472,6 +496,7 @@ backlog_ready(const Flow *f)
     bool s_syn_missing = (f->flags & (FLOW_HAS_P_SYN | FLOW_HAS_S_SYN)) == FLOW_HAS_P_SYN;
 
     return ((f->flags & FLOW_BACKLOG_S) && s_syn_missing) ||
+           ((f->flags & FLOW_EARLY_S) && !s_syn_missing) ||
            ((f->flags & FLOW_BACKLOG_P) && connection_drained(f));
 }
 
@@ -575,7 +600,7 @@ process_secondary(Compare *e, Flow *f, Held *h)
             return;
         }
     } else if ((f->flags & (FLOW_HAS_P_SYN | FLOW_HAS_S_SYN)) == FLOW_HAS_P_SYN) {
-        engine_forget(e, h); /* of the connection before: see the top of this file */
+        backlog_put(e, f, h, FLOW_EARLY_S); /* see the top of this file */
         return;
     } else {
         check_delta(f, h);

@@ -265,6 +265,24 @@ START_TEST(unit_port_reuse_starts_a_new_comparison)
 }
 END_TEST
 
+START_TEST(unit_what_the_secondary_sends_before_its_syn)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK | FIN, 1001, 501, NULL);
+    rig_tcp(rig, S, ACK | FIN, 1001, 501, NULL);
+    rig_tcp(rig, P, SYN | ACK, 90000, 70, NULL);
+    rig_tcp(rig, S, ACK, 1002, 502, NULL);         /* late, of the old connection: no ack here */
+    rig_tcp(rig, S, ACK, 90001, 71, "overtaking"); /* of the new one */
+    rig_tcp(rig, S, SYN | ACK, 5, 70, NULL);
+    rig_tcp(rig, P, ACK, 90001, 71, "overtaking");
+    uint64_t ack = rig_tcp(rig, P, ACK, 90011, 72, NULL);
+    ck_assert(!rig_was_released(rig, ack));
+    rig_tcp(rig, S, ACK, 90011, 72, NULL);
+    expect_clean(rig);
+}
+END_TEST
+
 START_TEST(unit_port_reuse_while_the_old_one_is_held)
 {
     Rig *rig = rig_connected(__func__);
@@ -458,9 +476,10 @@ CHECK_MAIN("compare-tcp", unit_same_segments_match_whoever_is_first, unit_differ
            unit_rst_against_data, unit_rst_of_a_closed_port_matches_exactly,
            unit_pure_ack_waits_for_the_secondary, unit_data_leaves_with_the_ack_lowered,
            unit_syn_and_fin_are_not_sent_with_a_lowered_ack,
-           unit_port_reuse_starts_a_new_comparison, unit_port_reuse_while_the_old_one_is_held,
-           unit_simultaneous_open, unit_syn_with_data, unit_window_probes_pass,
-           unit_seen_first_in_the_middle, unit_bytes_before_the_first_seen_are_compared_too,
-           unit_initial_numbers_exact, unit_initial_numbers_learned, unit_ipv6_and_vlan_and_vnet,
+           unit_port_reuse_starts_a_new_comparison, unit_what_the_secondary_sends_before_its_syn,
+           unit_port_reuse_while_the_old_one_is_held, unit_simultaneous_open, unit_syn_with_data,
+           unit_window_probes_pass, unit_seen_first_in_the_middle,
+           unit_bytes_before_the_first_seen_are_compared_too, unit_initial_numbers_exact,
+           unit_initial_numbers_learned, unit_ipv6_and_vlan_and_vnet,
            unit_gso_frames_of_64_kib_against_segments,
            err_sequence_far_outside_is_not_taken_for_a_retransmission)
