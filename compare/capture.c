@@ -39,29 +39,37 @@ open_walk(Capture *c, GError **error)
     return TRUE;
 }
 
-Capture *
-capture_open(const char *path, GError **error)
+static gboolean
+open_pcap(Capture *c, GError **error)
 {
-    g_autoptr(Capture) c = g_new0(Capture, 1);
     char why[PCAP_ERRBUF_SIZE] = "";
 
-    c->path = g_strdup(path);
-    if (!open_walk(c, error))
-        return NULL;
-    c->pcap = pcap_open_offline_with_tstamp_precision(path, PCAP_TSTAMP_PRECISION_NANO, why);
+    c->pcap = pcap_open_offline_with_tstamp_precision(c->path, PCAP_TSTAMP_PRECISION_NANO, why);
     if (!c->pcap) {
         /* libpcap names the file in some of its messages. */
-        const char *reason = g_str_has_prefix(why, path) ? why + strlen(path) + 2 : why;
+        const char *reason = g_str_has_prefix(why, c->path) ? why + strlen(c->path) + 2 : why;
 
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "%s: %s", path, reason);
-        return NULL;
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "%s: %s", c->path, reason);
+        return FALSE;
     }
     if (pcap_datalink(c->pcap) != DLT_EN10MB) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "%s: link type %s, not Ethernet",
-                    path, pcap_datalink_val_to_description_or_dlt(pcap_datalink(c->pcap)));
-        return NULL;
+                    c->path, pcap_datalink_val_to_description_or_dlt(pcap_datalink(c->pcap)));
+        return FALSE;
     }
-    return g_steal_pointer(&c);
+    return TRUE;
+}
+
+Capture *
+capture_open(const char *path, GError **error)
+{
+    Capture *c = g_new0(Capture, 1);
+
+    c->path = g_strdup(path);
+    if (open_walk(c, error) && open_pcap(c, error))
+        return c;
+    capture_free(c);
+    return NULL;
 }
 
 void

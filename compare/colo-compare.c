@@ -21,6 +21,18 @@ typedef struct Arguments {
 } Arguments;
 
 static void
+arguments_clear(Arguments *a)
+{
+    g_free(a->primary);
+    g_free(a->secondary);
+    g_free(a->out);
+    g_free(a->notify);
+    g_free(a->policy);
+    g_free(a->stats_path);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Arguments, arguments_clear)
+
+static void
 write_stats(Front *front, void *opaque)
 {
     const char *path = opaque;
@@ -113,9 +125,9 @@ fail(const GError *error, int status)
 int
 main(int argc, char **argv)
 {
-    Arguments a = {.timeout_ms = COMPARE_TIMEOUT_MS_DEFAULT,
-                   .shards = 1,
-                   .memory_mib = COMPARE_MEMORY_MAX_DEFAULT >> 20};
+    g_auto(Arguments) a = {.timeout_ms = COMPARE_TIMEOUT_MS_DEFAULT,
+                           .shards = 1,
+                           .memory_mib = COMPARE_MEMORY_MAX_DEFAULT >> 20};
     FrontConfig config;
     g_autoptr(GError) error = NULL;
 

@@ -23,6 +23,15 @@ typedef struct Arguments {
 } Arguments;
 
 static void
+arguments_clear(Arguments *a)
+{
+    g_free(a->policy);
+    g_free(a->write_dir);
+    g_strfreev(a->paths);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Arguments, arguments_clear)
+
+static void
 print_divergence(void *opaque, const CompareDivergence *d, const char *text)
 {
     (void)opaque;
@@ -190,7 +199,7 @@ fail(const GError *error)
 int
 main(int argc, char **argv)
 {
-    Arguments a = {.timeout_ms = COMPARE_TIMEOUT_MS_DEFAULT, .pause_ms = PAUSE_MS_DEFAULT};
+    g_auto(Arguments) a = {.timeout_ms = COMPARE_TIMEOUT_MS_DEFAULT, .pause_ms = PAUSE_MS_DEFAULT};
     ReplayOptions options = {0};
     ReplayResult result;
     g_autoptr(GError) error = NULL;
@@ -210,8 +219,5 @@ main(int argc, char **argv)
     int status = result.n_divergences ? EXIT_DIVERGED : EXIT_SAME;
 
     replay_result_clear(&result);
-    g_strfreev(a.paths);
-    g_free(a.policy);
-    g_free(a.write_dir);
     return status;
 }

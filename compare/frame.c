@@ -180,8 +180,6 @@ parse_l4(Parser *p, View v, uint8_t protocol)
         parse_udp(p, v);
         break;
     case PROTO_ICMP:
-        parse_icmp(p, v, protocol);
-        break;
     case PROTO_ICMPV6:
         parse_icmp(p, v, protocol);
         break;

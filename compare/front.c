@@ -154,13 +154,14 @@ start_shards(Front *f, GError **error)
 Front *
 front_new(const FrontConfig *config, GError **error)
 {
-    g_autoptr(Front) f = g_new0(Front, 1);
+    Front *f = g_new0(Front, 1);
 
     f->config = *config;
     f->signal_fd = f->wake_fd = -1;
-    if (!open_signals(f, error) || !open_ports(f, error) || !start_shards(f, error))
-        return NULL;
-    return g_steal_pointer(&f);
+    if (open_signals(f, error) && open_ports(f, error) && start_shards(f, error))
+        return f;
+    front_free(f);
+    return NULL;
 }
 
 void
@@ -369,7 +370,7 @@ notify_send(Front *f, const char *text)
     size_t header = framing_put_header(message, false, (uint32_t)len, 0);
     Port *p = f->ports[PORT_NOTIFY];
 
-    memcpy(message + header, text, len);
+    memcpy(message + header, text, len + 1); /* the zero is not sent */
     /* A few bytes: a peer that does not even take these is as good as gone. */
     if (send(port_fd(p), message, header + len, MSG_NOSIGNAL | MSG_DONTWAIT) !=
         (ssize_t)(header + len))

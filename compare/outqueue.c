@@ -146,7 +146,7 @@ static void
 advance(OutQueue *q, size_t n)
 {
     (void)pthread_mutex_lock(&q->lock);
-    while (n > 0) {
+    while (n > 0 && q->head) {
         OutChunk *c = q->head;
         size_t here = n < c->len - c->written ? n : c->len - c->written;
 

@@ -12,7 +12,10 @@
 #include "rig.h"
 
 enum { FIN = 1, SYN = 2, RST = 4, ACK = 16 };
-enum { MAX_FLOWS = 4, MAX_STREAM = 3000, MAX_FRAMES = 4000, DEFAULT_CASES = 12000 };
+enum { MAX_FLOWS = 4, MAX_STREAM = 3000, MAX_FRAMES = 4000 };
+#ifndef DEFAULT_CASES
+#define DEFAULT_CASES 12000
+#endif
 
 /* Check writes a file record for each ck_assert(); millions of them are for failures only. */
 #define must(condition)                                                                            \
