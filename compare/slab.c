@@ -35,6 +35,7 @@
 
 enum {
     CHUNK_BYTES = 256 * 1024,
+    HUGE_MIN_BYTES = 32 * 1024 * 1024,
     ALIGN = 64,
     MAX_UNITS = SLAB_MAX_OBJECT_BYTES / ALIGN,
 };
@@ -100,6 +101,10 @@ slab_new(size_t bound_bytes, Slab **ret_slab)
         free(slab);
         return -ENOMEM;
     }
+    /* Best effort: a side that gets ahead touches much of it for the first time, and a fault for
+     * each 4 KiB then costs more than the comparison. */
+    if (bound_bytes >= HUGE_MIN_BYTES)
+        (void)madvise(slab->map, slab->map_bytes, MADV_HUGEPAGE);
     uintptr_t misaligned = (uintptr_t)slab->map % CHUNK_BYTES;
 
     slab->next_chunk = slab->map + (misaligned ? CHUNK_BYTES - misaligned : 0);

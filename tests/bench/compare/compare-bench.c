@@ -333,6 +333,9 @@ outcome_json(const Outcome *o, const Load *load)
 
     json_object_object_add(j, "packets_per_s", json_object_new_int64((int64_t)rate(o)));
     json_object_object_add(j, "cpu_us_per_pair", json_object_new_double(cpu_us(o, load)));
+    json_object_object_add(
+        j, "cpu_us_per_pair_out",
+        json_object_new_double(o->received ? o->cpu_seconds * 1e6 / o->received : 0));
     json_object_object_add(j, "lost", json_object_new_int64((int64_t)load->packets - o->received));
     json_object_object_add(j, "out_of_order", json_object_new_int64(o->out_of_order));
     json_object_object_add(j, "corrupt", json_object_new_int64(o->corrupt));
