@@ -643,6 +643,7 @@ static int
 submit_parsed(Compare *e, CompareSide side, const CompareFrame *in, const Frame *frame,
               uint32_t hash)
 {
+    static const uint8_t nothing[1] = {0}; /* a frame of no bytes may come as NULL */
     Held h;
     int r = 0;
 
@@ -651,7 +652,7 @@ submit_parsed(Compare *e, CompareSide side, const CompareFrame *in, const Frame 
     h.flow = NULL;
     h.frag_set = NULL;
     h.parts = (HeldList){0};
-    h.frame = in->bytes;
+    h.frame = in->len ? in->bytes : nothing;
     h.frame_len = in->len;
     h.arrival_ns = e->now_ns;
     h.cookie = in->cookie;
