@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* engine.h - the inside of an engine, shared by the files that implement its rules */
+#pragma once
+
+#include "compare.h"
+#include "flow.h"
+#include "held.h"
+#include "slab.h"
+
+enum {
+    /* A real stack does not send further out of order; bounds each search in a chain. */
+    ENGINE_MAX_WALK = 1024,
+    ENGINE_MAX_BACKLOG = 64,     /* frames of a connection that waits for the one before */
+    ENGINE_MAX_FRAGMENTS = 128,  /* of one datagram: 64 KiB at the smallest usual MTU, 576 */
+    ENGINE_MAX_FRAG_SETS = 1024, /* incomplete datagrams, both sides */
+    ENGINE_FRAG_BUCKETS = 1024,
+};
+
+struct FragSet {
+    FragSet *next;                   /* in its bucket */
+    Frame first;                     /* addresses, protocol and VLANs of the datagram */
+    HeldList sorted;                 /* the fragments by offset, LINK_CHAIN */
+    HeldList arrived;                /* the same in arrival order, LINK_FIFO */
+    uint64_t words[FRAME_KEY_WORDS]; /* what identifies it */
+    uint32_t n_parts;
+    uint32_t total_bytes; /* known with the last fragment; else 0 */
+    uint32_t bucket;
+    bool poisoned; /* reported: waits for the checkpoint */
+};
+
+struct Compare {
+    CompareConfig config;
+    CompareOps ops;
+    void *opaque;
+    HashKey hash_key;
+    Slab *slab;
+    FlowTable *flows;
+    HeldList age;    /* all held frames, in arrival order */
+    Held *age_check; /* first of them whose timeout was not reported */
+    HeldList future; /* frames of epochs to come */
+    HeldList *index; /* datagrams by payload hash; index_mask + 1 buckets */
+    uint32_t index_mask;
+    FragSet *frag_buckets[ENGINE_FRAG_BUCKETS];
+    uint32_t n_frag_sets;
+    int64_t now_ns;
+    int64_t next_second_ns;
+    uint32_t now_s;
+    uint64_t epoch;
+    bool checkpointing;
+    bool memory_reported; /* in this epoch */
+    bool flows_reported;
+    uint8_t *scratch; /* FRAME_MAX_BYTES: a frame whose ack is lowered on its way through */
+    CompareStats stats;
+};
+
+/* engine.c */
+
+/* Where two frames differ: the offset to report, and the places in the two payloads. */
+typedef struct DiffSpot {
+    uint32_t offset;
+    uint32_t p_pos;
+    uint32_t s_pos;
+} DiffSpot;
+
+/** Takes in what the rules need of @frame. */
+void engine_describe(Compare *e, Held *h, const Frame *frame);
+/** Releases a frame of the primary that is on no flow list, and frees it. */
+void engine_release(Compare *e, Held *h, CompareWhy why);
+/** Forgets a frame that is on no flow list. */
+void engine_forget(Compare *e, Held *h);
+/** Copies @h, which lives on the stack, to slab memory, in all lists it is on.
+ *
+ * Return: the stored frame; NULL if the bound is reached, @h then still is on its lists.
+ */
+Held *engine_store(Compare *e, Held *h);
+/** Takes @h off the list of all held frames. */
+void engine_unage(Compare *e, Held *h);
+/** Puts @h at the end of the list of all held frames. */
+void engine_age(Compare *e, Held *h);
+/** Finds the flow of @frame and runs its rules over @h.
+ *
+ * Return: 0, or -ENOBUFS if there is no room for a flow (reported).
+ */
+int engine_route(Compare *e, Held *h, const Frame *frame);
+/** The memory bound was met: reported once an epoch. Return: -ENOBUFS. */
+int engine_out_of_memory(Compare *e);
+/** Reports that @p and @s (either may be NULL) differ; at most once per flow and epoch. */
+void engine_diverge(Compare *e, Flow *f, CompareRule rule, DiffSpot spot, const Held *p,
+                    const Held *s);
+/** The same for what is not of one flow; @key may be NULL. */
+void engine_report(Compare *e, const FlowKey *key, CompareRule rule, DiffSpot spot, const Held *p,
+                   const Held *s);
+
+/* tcp.c */
+
+void tcp_process(Compare *e, Flow *f, Held *h);
+/** A frame of the primary leaves because of a checkpoint: its bytes count as known. */
+void tcp_note_committed(Flow *f, const Held *h);
+/** True for a frame of the secondary that only waits for one before it to be swept up. */
+bool tcp_is_covered(const Flow *f, const Held *h);
+/** After tcp_note_committed() outside of a commit: what is held may be covered now. */
+void tcp_window_moved(Compare *e, Flow *f);
+/** A frame of @f waited too long: where the stream is stuck. */
+DiffSpot tcp_stuck_at(const Flow *f);
+
+/* dgram.c */
+
+void dgram_process(Compare *e, Flow *f, Held *h);
+/** Takes @h out of the datagram index if it is there. */
+void dgram_unindex(Compare *e, Held *h);
+/** Where the payloads of @p and @s (either may be NULL) first differ. */
+DiffSpot dgram_first_difference(const Held *p, const Held *s);
+
+/* fragment.c */
+
+/** Takes in a fragment; may complete a datagram and route it. Return: 0 or -ENOBUFS. */
+int fragment_process(Compare *e, Held *h, const Frame *frame);
+/** Forgets all sets; the frames in them stay on the list of all held frames. */
+void fragment_forget_all(Compare *e);
+/** A fragment waited too long for the others. */
+void fragment_timeout(Compare *e, const Held *h);

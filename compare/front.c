@@ -1,0 +1,664 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* front.c - colo-compare's loop: packets from two sockets through the engine to a third */
+/*
+ * Theory of operation
+ *
+ * One thread polls four listening sockets and their peers. It reads a buffer full of the primary's
+ * packets, then of the secondary's, gives them to the engine in batches and writes what was
+ * released. With more than one shard the engines have threads of their own (shard.c), and this
+ * thread only distributes packets: by a keyed hash of the addresses alone, so that fragments, which
+ * have no ports, meet the rest of their flow.
+ *
+ * Back-pressure, never loss: a side is not read while the output queue or a shard's backlog is
+ * above its limit; while the engine holds more than half of its memory and more of this side than
+ * of the other (the one that is ahead waits, the other catches up); or while the engine refused its
+ * next frame, until a checkpoint or the other side made room. The peer's send then blocks.
+ *
+ * Checkpoints are asked for on the notify socket, in the protocol of QEMU's notify_dev:
+ * DO_CHECKPOINT goes out on the first divergence, and again each second while no answer comes.
+ * COLO_CHECKPOINT means that the secondary's state is loaded: what is in the sockets by then is of
+ * the old epoch and is read first, then the engines commit. Without a notify socket nobody makes
+ * checkpoints, and what diverged is held.
+ */
+#include "front.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "fd.h"
+#include "framing.h"
+#include "keyed-hash.h"
+#include "outqueue.h"
+#include "port.h"
+#include "shard.h"
+
+#define NOTIFY_AGAIN_NS NS_PER_S
+
+enum {
+    INPUT_BUFFER_BYTES = 512 * 1024,
+    NOTIFY_BUFFER_BYTES = 4096,
+    NOTIFY_MAX_TEXT = 256,
+    BATCH_FRAMES = 64,
+    OUT_LIMIT_BYTES = 4 * 1024 * 1024,
+    BACKLOG_LIMIT_BYTES = 2 * 1024 * 1024, /* of one shard */
+    AHEAD_BYTES = 256 * 1024,              /* see runs_ahead() */
+    DRAIN_READS = 256, /* before a commit: bounds how long a busy peer can delay it */
+    TICK_MS_MAX = 1000,
+    SHARDS_MAX = 64,
+};
+
+enum { PORT_PRIMARY, PORT_SECONDARY, PORT_OUT, PORT_NOTIFY, N_PORTS };
+
+struct Front {
+    FrontConfig config;
+    Port *ports[N_PORTS];
+    OutQueue *out;
+    Shard **shards;
+    int n_shards; /* made so far */
+    int signal_fd;
+    int wake_fd;
+    HashKey shard_key;
+    bool refused[2]; /* the engine had no room for the side's next frame */
+    bool out_blocked;
+    bool stop;
+    bool report_wanted;
+    uint64_t divergences_seen;
+    bool checkpoint_wanted;
+    int64_t notify_next_ns; /* when to say so (again) */
+    uint64_t n_packets[2];
+    uint64_t n_framing_errors;
+    uint64_t n_notified;
+};
+
+/* --- construction --- */
+
+static gboolean
+open_ports(Front *f, GError **error)
+{
+    const struct {
+        const char *name, *address;
+        size_t buffer;
+    } ports[N_PORTS] = {{"primary", f->config.primary, INPUT_BUFFER_BYTES},
+                        {"secondary", f->config.secondary, INPUT_BUFFER_BYTES},
+                        {"out", f->config.out, NOTIFY_BUFFER_BYTES},
+                        {"notify", f->config.notify, NOTIFY_BUFFER_BYTES}};
+
+    for (int i = 0; i < N_PORTS; i++) {
+        if (!ports[i].address)
+            continue;
+        f->ports[i] = port_new(ports[i].name, ports[i].address, ports[i].buffer, error);
+        if (!f->ports[i])
+            return FALSE;
+    }
+    return TRUE;
+}
+
+static gboolean
+fail_errno(int e, const char *what, GError **error)
+{
+    g_set_error(error, G_IO_ERROR, (int)g_io_error_from_errno(e), "%s: %s", what, g_strerror(e));
+    return FALSE;
+}
+
+static gboolean
+open_signals(Front *f, GError **error)
+{
+    sigset_t set;
+
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, SIGTERM);
+    (void)sigaddset(&set, SIGINT);
+    (void)sigaddset(&set, SIGUSR1);
+    /* Before any thread is started: they inherit the mask. */
+    int r = pthread_sigmask(SIG_BLOCK, &set, NULL);
+
+    if (r != 0)
+        return fail_errno(r, "signals", error);
+    f->signal_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    f->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (f->signal_fd < 0 || f->wake_fd < 0)
+        return fail_errno(errno, "signals", error);
+    return TRUE;
+}
+
+static gboolean
+start_shards(Front *f, GError **error)
+{
+    CompareConfig config = f->config.engine;
+    int wanted = f->config.shards;
+
+    if (wanted < 1 || wanted > SHARDS_MAX) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
+                    "%d shards: allowed are 1 to %d", wanted, SHARDS_MAX);
+        return FALSE;
+    }
+    f->shard_key = (HashKey){{config.hash_key[1], config.hash_key[0]}};
+    f->out = outqueue_new(f->config.vnet_hdr);
+    f->shards = g_new0(Shard *, wanted);
+    for (; f->n_shards < wanted; f->n_shards++) {
+        int r = shard_new(&config, f->out, wanted > 1 ? f->wake_fd : -1, &f->shards[f->n_shards]);
+
+        if (r < 0)
+            return fail_errno(-r, "engine", error);
+    }
+    return TRUE;
+}
+
+Front *
+front_new(const FrontConfig *config, GError **error)
+{
+    Front *f = g_new0(Front, 1);
+
+    f->config = *config;
+    f->signal_fd = f->wake_fd = -1;
+    if (open_signals(f, error) && open_ports(f, error) && start_shards(f, error))
+        return f;
+    front_free(f);
+    return NULL;
+}
+
+void
+front_free(Front *f)
+{
+    if (!f)
+        return;
+    for (int i = 0; i < f->n_shards; i++)
+        shard_free(f->shards[i]);
+    g_free(f->shards);
+    outqueue_free(f->out);
+    for (int i = 0; i < N_PORTS; i++)
+        port_free(f->ports[i]);
+    fd_clear(&f->signal_fd);
+    fd_clear(&f->wake_fd);
+    g_free(f);
+}
+
+/* --- packets --- */
+
+static void
+framing_error(Front *f, int port)
+{
+    f->n_framing_errors++;
+    g_printerr("colo-compare: %s: not the expected framing (is --vnet-hdr right?); peer dropped\n",
+               port_name(f->ports[port]));
+    port_drop(f->ports[port]);
+}
+
+static Shard *
+shard_of(const Front *f, const FramingPacket *packet)
+{
+    Frame frame;
+
+    frame_parse(packet->bytes, packet->len, packet->vnet_hdr_len, &frame);
+    return f->shards[keyed_hash(&f->shard_key, frame.key.w, 4) % (uint64_t)f->n_shards];
+}
+
+/* Gives the port's packets to the shards' threads. False: the stream is broken. */
+static bool
+distribute(Front *f, int port)
+{
+    Port *p = f->ports[port];
+    FramingPacket packet;
+    size_t len;
+    size_t at = 0;
+    const uint8_t *data = port_data(p, &len);
+    int64_t n;
+
+    while ((n = framing_next(data + at, len - at, f->config.vnet_hdr, &packet)) > 0) {
+        if (!shard_add(shard_of(f, &packet), (CompareSide)port, &packet))
+            abort(); /* see on_release() in shard.c */
+        at += (size_t)n;
+        f->n_packets[port]++;
+    }
+    port_consume(p, at);
+    for (int i = 0; i < f->n_shards; i++)
+        shard_send(f->shards[i]);
+    return n == 0;
+}
+
+/* Collects up to BATCH_FRAMES packets. Return: how many; *@ret_sizes: what each occupies. */
+static size_t
+collect(const Front *f, const Port *p, CompareFrame *frames, size_t *ret_sizes, bool *ret_broken)
+{
+    size_t len;
+    const uint8_t *data = port_data(p, &len);
+    size_t count = 0;
+
+    for (size_t at = 0; count < BATCH_FRAMES; count++) {
+        FramingPacket packet;
+        int64_t n = framing_next(data + at, len - at, f->config.vnet_hdr, &packet);
+
+        *ret_broken = n < 0;
+        if (n <= 0)
+            break;
+        frames[count] = (CompareFrame){
+            .bytes = packet.bytes, .len = packet.len, .vnet_hdr_len = packet.vnet_hdr_len};
+        ret_sizes[count] = (size_t)n;
+        at += (size_t)n;
+    }
+    return count;
+}
+
+/* Runs the port's packets through the engine in this thread. False: the stream is broken. */
+static bool
+run_here(Front *f, int port, uint64_t epoch, int64_t now_ns)
+{
+    CompareFrame frames[BATCH_FRAMES];
+    size_t sizes[BATCH_FRAMES];
+    bool broken = false;
+    size_t n;
+
+    while ((n = collect(f, f->ports[port], frames, sizes, &broken)) > 0) {
+        int error = 0;
+
+        for (size_t i = 0; i < n; i++)
+            frames[i].epoch = epoch;
+        size_t taken = shard_run(f->shards[0], (CompareSide)port, frames, n, now_ns, &error);
+        size_t bytes = 0;
+
+        for (size_t i = 0; i < taken; i++)
+            bytes += sizes[i];
+        port_consume(f->ports[port], bytes);
+        f->n_packets[port] += taken;
+        f->refused[port] = taken < n;
+        if (taken > 0)
+            f->refused[!port] = false; /* it may have made room */
+        if (taken < n)
+            return true;
+    }
+    return !broken;
+}
+
+static uint64_t
+epoch_here(const Front *f)
+{
+    return shard_epoch(f->shards[0]);
+}
+
+static void
+work_off(Front *f, int port, int64_t now_ns)
+{
+    bool good = f->n_shards == 1 ? run_here(f, port, epoch_here(f), now_ns) : distribute(f, port);
+
+    if (!good)
+        framing_error(f, port);
+}
+
+/* Reads the port until nothing is there or @max_reads. */
+static void
+read_port(Front *f, int port, int max_reads, int64_t now_ns)
+{
+    Port *p = f->ports[port];
+
+    while (max_reads-- > 0 && port_fd(p) >= 0) {
+        if (port_read(p) <= 0)
+            return;
+        work_off(f, port, now_ns);
+        if (f->refused[port])
+            return;
+    }
+}
+
+/* The other side may read; this one is ahead or the output is behind. */
+static bool
+paused(const Front *f, int side)
+{
+    size_t held_max = f->config.engine.memory_max_bytes / 2;
+
+    if (outqueue_bytes(f->out) > OUT_LIMIT_BYTES || f->refused[side])
+        return true;
+    for (int i = 0; i < f->n_shards; i++) {
+        size_t bytes[2];
+        size_t held = shard_held(f->shards[i], bytes);
+
+        if (shard_backlog_bytes(f->shards[i]) > BACKLOG_LIMIT_BYTES)
+            return true;
+        if (held > held_max && bytes[side] >= bytes[!side])
+            return true;
+    }
+    return false;
+}
+
+/* Both have something to read, but much of this one's waits for the other already: what is held
+ * stays small enough for the cache if the other goes first. */
+static bool
+runs_ahead(const Front *f, int side)
+{
+    size_t sum[2] = {0, 0};
+
+    for (int i = 0; i < f->n_shards; i++) {
+        size_t bytes[2];
+
+        (void)shard_held(f->shards[i], bytes);
+        sum[0] += bytes[0];
+        sum[1] += bytes[1];
+    }
+    return sum[side] > AHEAD_BYTES && sum[side] > sum[!side];
+}
+
+static void
+write_out(Front *f)
+{
+    Port *p = f->ports[PORT_OUT];
+
+    f->out_blocked = false;
+    if (port_fd(p) < 0)
+        return;
+    int r = outqueue_write(f->out, port_fd(p));
+
+    f->out_blocked = r == -EAGAIN;
+    if (r < 0 && r != -EAGAIN) {
+        outqueue_rewind(f->out);
+        port_drop(p);
+    }
+}
+
+/* --- notify --- */
+
+static void
+notify_send(Front *f, const char *text)
+{
+    uint8_t message[FRAMING_HEADER_MAX + NOTIFY_MAX_TEXT];
+    size_t len = strlen(text);
+    size_t header = framing_put_header(message, false, (uint32_t)len, 0);
+    Port *p = f->ports[PORT_NOTIFY];
+
+    memcpy(message + header, text, len + 1); /* the zero is not sent */
+    /* A few bytes: a peer that does not even take these is as good as gone. */
+    if (send(port_fd(p), message, header + len, MSG_NOSIGNAL | MSG_DONTWAIT) !=
+        (ssize_t)(header + len))
+        port_drop(p);
+    else
+        f->n_notified++;
+}
+
+static void
+notify_if_wanted(Front *f, int64_t now_ns)
+{
+    uint64_t n = 0;
+
+    for (int i = 0; i < f->n_shards; i++)
+        n += shard_divergences(f->shards[i]);
+    if (n != f->divergences_seen && !f->checkpoint_wanted) {
+        f->checkpoint_wanted = true;
+        f->notify_next_ns = now_ns;
+    }
+    f->divergences_seen = n;
+    if (!f->checkpoint_wanted || now_ns < f->notify_next_ns || !f->ports[PORT_NOTIFY] ||
+        port_fd(f->ports[PORT_NOTIFY]) < 0)
+        return;
+    f->notify_next_ns = now_ns + NOTIFY_AGAIN_NS;
+    notify_send(f, "DO_CHECKPOINT");
+}
+
+static void
+checkpoint(Front *f, int64_t now_ns)
+{
+    /* What the peers sent before this message is of the old epoch. */
+    read_port(f, PORT_SECONDARY, DRAIN_READS, now_ns);
+    read_port(f, PORT_PRIMARY, DRAIN_READS, now_ns);
+    for (int i = 0; i < f->n_shards; i++)
+        shard_commit(f->shards[i], now_ns);
+    f->refused[0] = f->refused[1] = false;
+    f->checkpoint_wanted = false;
+    f->divergences_seen = 0;
+    for (int i = 0; i < f->n_shards; i++)
+        f->divergences_seen += shard_divergences(f->shards[i]);
+}
+
+static bool
+text_is(const FramingPacket *packet, const char *text)
+{
+    size_t len = strlen(text);
+
+    /* Senders differ in whether the terminating zero is part of it. */
+    return (packet->len == len || (packet->len == len + 1 && !packet->bytes[len])) &&
+           memcmp(packet->bytes, text, len) == 0;
+}
+
+/* QEMU expects the second length here too if it uses vnet headers; others do not send it. Text does
+ * not begin with a zero byte, a length does. */
+static int64_t
+notify_next(const Front *f, const uint8_t *data, size_t len, FramingPacket *ret_packet)
+{
+    bool vnet_hdr = f->config.vnet_hdr && len > 4 && data[4] == 0;
+
+    return framing_next(data, len, vnet_hdr, ret_packet);
+}
+
+static void
+read_notify(Front *f, int64_t now_ns)
+{
+    Port *p = f->ports[PORT_NOTIFY];
+    FramingPacket packet;
+    int64_t n = 0;
+
+    if (port_read(p) <= 0 && port_fd(p) < 0)
+        return;
+    while (port_fd(p) >= 0) {
+        size_t len;
+        const uint8_t *data = port_data(p, &len);
+
+        n = notify_next(f, data, len, &packet);
+        if (n <= 0)
+            break;
+        port_consume(p, (size_t)n);
+        if (text_is(&packet, "COLO_USERSPACE_PROXY_INIT"))
+            notify_send(f, "COLO_COMPARE_GET_XEN_INIT");
+        else if (text_is(&packet, "COLO_CHECKPOINT"))
+            checkpoint(f, now_ns);
+        else
+            g_printerr("colo-compare: notify: unknown instruction of %u bytes ignored\n",
+                       packet.len);
+    }
+    if (n < 0 || (n == 0 && port_fd(p) >= 0 && port_read(p) == -ENOBUFS))
+        framing_error(f, PORT_NOTIFY);
+}
+
+/* The output's peer does not send; reading tells when it leaves. */
+static void
+read_out(Front *f)
+{
+    Port *p = f->ports[PORT_OUT];
+    size_t len;
+
+    (void)port_read(p);
+    if (port_fd(p) < 0) {
+        outqueue_rewind(f->out);
+        return;
+    }
+    (void)port_data(p, &len);
+    port_consume(p, len);
+}
+
+/* --- loop --- */
+
+static void
+read_signals(Front *f)
+{
+    struct signalfd_siginfo info;
+
+    while (read(f->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
+        if (info.ssi_signo == SIGUSR1)
+            f->report_wanted = true;
+        else
+            f->stop = true;
+    }
+}
+
+static int
+poll_timeout_ms(const Front *f, int64_t now_ns)
+{
+    int64_t until_ns = now_ns + TICK_MS_MAX * NS_PER_MS;
+
+    if (f->n_shards == 1 && shard_next_deadline_ns(f->shards[0]) < until_ns)
+        until_ns = shard_next_deadline_ns(f->shards[0]);
+    if (f->checkpoint_wanted && f->notify_next_ns < until_ns)
+        until_ns = f->notify_next_ns;
+    if (until_ns <= now_ns)
+        return 0;
+    return (int)((until_ns - now_ns + NS_PER_MS - 1) / NS_PER_MS);
+}
+
+static short
+events_of(const Front *f, int port)
+{
+    if (port == PORT_OUT)
+        return (short)(POLLIN | (f->out_blocked ? POLLOUT : 0));
+    if (port == PORT_NOTIFY)
+        return POLLIN;
+    return paused(f, port) ? 0 : POLLIN;
+}
+
+/* Fills @fds: signals, wake-ups, then for each port the listening socket and the peer. */
+static void
+prepare_poll(const Front *f, struct pollfd *fds)
+{
+    fds[0] = (struct pollfd){.fd = f->signal_fd, .events = POLLIN};
+    fds[1] = (struct pollfd){.fd = f->wake_fd, .events = POLLIN};
+    for (int i = 0; i < N_PORTS; i++) {
+        struct pollfd *two = fds + 2 + 2 * i;
+        short events = f->ports[i] ? events_of(f, i) : 0;
+
+        two[0] =
+            (struct pollfd){.fd = f->ports[i] ? port_listen_fd(f->ports[i]) : -1, .events = POLLIN};
+        /* A paused side is not polled at all: its hang-up comes after its data. */
+        two[1] = (struct pollfd){.fd = events ? port_fd(f->ports[i]) : -1, .events = events};
+    }
+}
+
+static void
+accept_peers(Front *f, const struct pollfd *fds)
+{
+    for (int i = 0; i < N_PORTS; i++) {
+        if (!fds[2 + 2 * i].revents || !f->ports[i])
+            continue;
+        if (i == PORT_OUT)
+            outqueue_rewind(f->out);
+        if (port_accept(f->ports[i]) && i == PORT_NOTIFY)
+            f->notify_next_ns = 0; /* what the last one was told, this one was not */
+    }
+}
+
+static void
+handle_ports(Front *f, const struct pollfd *fds, int64_t now_ns)
+{
+    bool ready[N_PORTS];
+
+    for (int i = 0; i < N_PORTS; i++)
+        ready[i] = fds[2 + 2 * i + 1].revents != 0;
+    for (int side = 0; side < 2; side++) {
+        if (ready[side] && ready[!side] && runs_ahead(f, side))
+            continue;
+        if (ready[side])
+            read_port(f, side, 1, now_ns);
+        else if (!f->refused[side] && !paused(f, side))
+            work_off(f, side, now_ns); /* what was left in the buffer */
+    }
+    if (f->n_shards == 1)
+        shard_tick(f->shards[0], now_ns);
+    if (ready[PORT_OUT] && (fds[2 + 2 * PORT_OUT + 1].revents & ~POLLOUT))
+        read_out(f);
+    if (ready[PORT_NOTIFY])
+        read_notify(f, now_ns);
+    write_out(f);
+}
+
+gboolean
+front_run(Front *f, void (*on_report)(Front *front, void *opaque), void *opaque, GError **error)
+{
+    while (!f->stop) {
+        struct pollfd fds[2 + 2 * N_PORTS];
+        uint64_t wakes;
+
+        prepare_poll(f, fds);
+        if (poll(fds, 2 + 2 * N_PORTS, poll_timeout_ms(f, clock_now_ns())) < 0 && errno != EINTR)
+            return fail_errno(errno, "poll", error);
+        int64_t now_ns = clock_now_ns();
+
+        if (fds[0].revents)
+            read_signals(f);
+        if (fds[1].revents && read(f->wake_fd, &wakes, sizeof(wakes)) < 0 && errno != EAGAIN)
+            return fail_errno(errno, "eventfd", error);
+        accept_peers(f, fds);
+        handle_ports(f, fds, now_ns);
+        notify_if_wanted(f, now_ns);
+        if (f->report_wanted)
+            on_report(f, opaque);
+        f->report_wanted = false;
+    }
+    return TRUE;
+}
+
+/* --- report --- */
+
+static void
+add_int(struct json_object *o, const char *key, uint64_t value)
+{
+    json_object_object_add(o, key, json_object_new_int64((int64_t)value));
+}
+
+static struct json_object *
+report_rules(const CompareStats *stats)
+{
+    struct json_object *rules = json_object_new_object();
+
+    for (int i = 0; i < COMPARE_N_RULES; i++)
+        add_int(rules, compare_rule_name((CompareRule)i), stats->divergences[i]);
+    return rules;
+}
+
+static struct json_object *
+report_side(const Front *f, const CompareStats *stats, int side)
+{
+    struct json_object *o = json_object_new_object();
+
+    json_object_object_add(o, "connected", json_object_new_boolean(port_fd(f->ports[side]) >= 0));
+    add_int(o, "packets", f->n_packets[side]);
+    add_int(o, "bytes", stats->bytes[side]);
+    add_int(o, "held", stats->held_frames[side]);
+    add_int(o, "stale", stats->stale[side]);
+    for (int c = 0; c < FRAME_N_CLASSES; c++)
+        add_int(o, frame_class_name((FrameClass)c), stats->classes[side][c]);
+    return o;
+}
+
+struct json_object *
+front_report(Front *f)
+{
+    struct json_object *o = json_object_new_object();
+    struct json_object *recent = json_object_new_array();
+    CompareStats stats = {0};
+
+    for (int i = 0; i < f->n_shards; i++)
+        shard_report(f->shards[i], &stats, recent);
+    json_object_object_add(o, "primary", report_side(f, &stats, PORT_PRIMARY));
+    json_object_object_add(o, "secondary", report_side(f, &stats, PORT_SECONDARY));
+    add_int(o, "released_matched", stats.released[COMPARE_RELEASED_MATCHED]);
+    add_int(o, "released_ack_lowered", stats.released[COMPARE_RELEASED_ACK_LOWERED]);
+    add_int(o, "released_by_policy", stats.released[COMPARE_RELEASED_PASSED]);
+    add_int(o, "released_by_checkpoint", stats.released[COMPARE_RELEASED_COMMITTED]);
+    json_object_object_add(o, "divergences", report_rules(&stats));
+    add_int(o, "checkpoints", stats.checkpoints);
+    add_int(o, "notified", f->n_notified);
+    add_int(o, "framing_errors", f->n_framing_errors);
+    add_int(o, "out_queue_bytes", outqueue_bytes(f->out));
+    add_int(o, "flows", stats.flows);
+    add_int(o, "flows_created", stats.flows_created);
+    add_int(o, "flows_expired", stats.flows_expired);
+    add_int(o, "flows_evicted", stats.flows_evicted);
+    add_int(o, "held_bytes", stats.held_bytes);
+    add_int(o, "held_bytes_max", stats.held_bytes_max);
+    add_int(o, "hold_ns_total", stats.hold_ns_total);
+    add_int(o, "hold_ns_max", (uint64_t)stats.hold_ns_max);
+    add_int(o, "shards", (uint64_t)f->n_shards);
+    json_object_object_add(o, "recent_divergences", recent);
+    return o;
+}

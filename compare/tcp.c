@@ -1,0 +1,679 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* tcp.c - TCP as byte streams: what the secondary has said too may leave */
+/*
+ * Theory of operation
+ *
+ * A flow is what the guest sends on one connection. Sequence space is compared, not segments: a
+ * segment covers [seq, end), SYN and FIN taking one number each. [base, next) is what both sides
+ * are known to have sent alike. Each side has a chain of segments that stick out of it, by
+ * sequence; whenever both cover `next` the overlap is compared and `next` moves on, and likewise
+ * downwards from `base` for flows that were first seen in the middle and out of order.
+ *
+ * The primary's segments also are on a FIFO in arrival order. Its head leaves when it is off the
+ * chain (all its range is in the window, so a retransmission of released bytes is off at once) and
+ * the secondary has acknowledged as much as it does. If only the ack is ahead and there is payload,
+ * it leaves with the ack lowered. Without payload it waits: a lowered pure ack would be a
+ * duplicate ack, which means loss to the peer.
+ *
+ * A SYN starts a new window. Both SYNs must be here before the primary's leaves, so in life
+ * whatever else belongs to the connection follows both of them; frames of the new connection that
+ * come while the old one still holds frames go to the backlog. What the secondary sends between the
+ * primary's SYN and its own is left over from the connection before, or (in recordings) overtook
+ * its SYN: it waits for the SYN, and then counts only if its number belongs to the new connection.
+ * The numbers in SYNs: see CompareIsn.
+ *
+ * RSTs have no range: one of the primary at the head of the FIFO needs one of the secondary. Where
+ * there is no window (a closed port answers each SYN with an RST) they must be equal in seq and
+ * ack.
+ *
+ * After a divergence nothing of the flow is compared until a checkpoint is committed: the primary's
+ * frames queue, the secondary's are forgotten.
+ */
+#include <string.h>
+
+#include "engine.h"
+#include "seq.h"
+
+/* The window is kept shorter than half the sequence space, or "before base" and "after next" would
+ * be the same. 2^30 is also the largest TCP window (RFC 7323). */
+#define WINDOW_MAX (UINT32_C(1) << 30)
+/* How far into a connection a segment may be that overtook the SYN. Small, so that segments of the
+ * connection before on the same ports rarely are taken for it. */
+#define EARLY_MAX (UINT32_C(1) << 20)
+
+static bool
+is_syn(const Held *h)
+{
+    return h->tcp_flags & FRAME_TCP_SYN;
+}
+
+static bool
+is_fin(const Held *h)
+{
+    return h->tcp_flags & FRAME_TCP_FIN;
+}
+
+static bool
+is_rst(const Held *h)
+{
+    return h->tcp_flags & FRAME_TCP_RST;
+}
+
+static uint32_t
+data_seq(const Held *h)
+{
+    return h->seq + (is_syn(h) ? 1 : 0);
+}
+
+static uint32_t
+data_end(const Held *h)
+{
+    return data_seq(h) + h->payload_len;
+}
+
+static const uint8_t *
+data_at(const Held *h, uint32_t seq)
+{
+    return held_payload(h) + (seq - data_seq(h));
+}
+
+static uint32_t
+stream_offset(const Flow *f, uint32_t seq)
+{
+    return f->flags & FLOW_HAS_P_SYN ? seq - (f->p_isn + 1) : seq - f->base;
+}
+
+static uint32_t
+payload_pos(const Held *h, uint32_t seq)
+{
+    return h && seq - data_seq(h) < h->payload_len ? seq - data_seq(h) : 0;
+}
+
+static void
+diverge_at(Compare *e, Flow *f, CompareRule rule, uint32_t seq, const Held *p, const Held *s)
+{
+    DiffSpot spot = {stream_offset(f, seq), payload_pos(p, seq), payload_pos(s, seq)};
+
+    engine_diverge(e, f, rule, spot, p, s);
+}
+
+/* For rules that concern one frame, or no particular place. */
+static void
+diverge_here(Compare *e, Flow *f, CompareRule rule, const Held *h)
+{
+    bool primary = h->side == COMPARE_PRIMARY;
+
+    diverge_at(e, f, rule, h->seq, primary ? h : NULL, primary ? NULL : h);
+}
+
+DiffSpot
+tcp_stuck_at(const Flow *f)
+{
+    uint32_t seq = f->next;
+
+    if (!(f->flags & FLOW_HAS_WINDOW))
+        return (DiffSpot){0};
+    return (DiffSpot){stream_offset(f, seq), payload_pos(f->p_chain.head, seq),
+                      payload_pos(f->s_chain.head, seq)};
+}
+
+static void
+set_window(Flow *f, uint32_t base, uint32_t next)
+{
+    if (next - base > WINDOW_MAX)
+        base = next - WINDOW_MAX;
+    f->base = base;
+    f->next = next;
+    f->flags |= FLOW_HAS_WINDOW;
+}
+
+/* True: all of @h lies in the window, so it was compared or committed before. */
+static bool
+in_window(const Flow *f, const Held *h)
+{
+    uint32_t length = f->next - f->base;
+
+    return (f->flags & FLOW_HAS_WINDOW) && h->seq - f->base <= length && h->end - f->base <= length;
+}
+
+static void
+chain_remove(Flow *f, Held *h)
+{
+    held_list_remove(h->side == COMPARE_PRIMARY ? &f->p_chain : &f->s_chain, h, LINK_CHAIN);
+    h->flags &= (uint16_t)~HELD_IN_CHAIN;
+}
+
+/* All of @h is in the window. The primary's still waits in the FIFO. */
+static void
+consume(Compare *e, Flow *f, Held *h)
+{
+    chain_remove(f, h);
+    if (h->side == COMPARE_SECONDARY)
+        engine_forget(e, h);
+}
+
+/* Sorted from the tail, where segments normally belong. */
+static void
+chain_insert(Compare *e, Flow *f, Held *h)
+{
+    HeldList *chain = h->side == COMPARE_PRIMARY ? &f->p_chain : &f->s_chain;
+    Held *where = chain->tail;
+    int steps = 0;
+
+    while (where && seq_gt(where->seq, h->seq) && steps++ < ENGINE_MAX_WALK)
+        where = where->link[LINK_CHAIN].prev;
+    held_list_insert_after(chain, where, h, LINK_CHAIN);
+    h->flags |= HELD_IN_CHAIN;
+    if (steps > ENGINE_MAX_WALK)
+        diverge_here(e, f, COMPARE_RULE_REORDER, h);
+}
+
+/* --- comparing --- */
+
+static void
+payload_differs(Compare *e, Flow *f, const Held *p, const Held *s, uint32_t lo, uint32_t hi)
+{
+    while (seq_lt(lo, hi) && *data_at(p, lo) == *data_at(s, lo))
+        lo++;
+    diverge_at(e, f, COMPARE_RULE_PAYLOAD, lo, p, s);
+}
+
+/* Compares [lo, hi), which both cover. False: a divergence was reported. */
+static bool
+range_equal(Compare *e, Flow *f, const Held *p, const Held *s, uint32_t lo, uint32_t hi)
+{
+    bool p_syn = is_syn(p) && p->seq == lo;
+    bool s_syn = is_syn(s) && s->seq == lo;
+    bool p_fin = is_fin(p) && p->end == hi;
+    bool s_fin = is_fin(s) && s->end == hi;
+
+    if (p_syn != s_syn) {
+        diverge_at(e, f, COMPARE_RULE_SYN, lo, p, s);
+        return false;
+    }
+    uint32_t data_lo = seq_max(lo, seq_max(data_seq(p), data_seq(s)));
+    uint32_t data_hi = seq_min(hi, seq_min(data_end(p), data_end(s)));
+
+    if (seq_lt(data_lo, data_hi) &&
+        memcmp(data_at(p, data_lo), data_at(s, data_lo), data_hi - data_lo) != 0) {
+        payload_differs(e, f, p, s, data_lo, data_hi);
+        return false;
+    }
+    if (p_fin != s_fin) {
+        diverge_at(e, f, COMPARE_RULE_FIN, hi - 1, p, s);
+        return false;
+    }
+    return true;
+}
+
+/* First segment of @chain that reaches beyond `next`; consumes those wholly in the window on the
+ * way. Those below the window are passed over: there are few, or it is no real stack. */
+static Held *
+first_live(Compare *e, Flow *f, HeldList *chain)
+{
+    Held *following;
+    int below = 0;
+
+    for (Held *h = chain->head; h; h = following) {
+        following = h->link[LINK_CHAIN].next;
+        if (seq_gt(h->end, f->next))
+            return h;
+        if (seq_geq(h->seq, f->base))
+            consume(e, f, h);
+        else if (++below > ENGINE_MAX_WALK) {
+            diverge_here(e, f, COMPARE_RULE_REORDER, h);
+            return NULL;
+        }
+    }
+    return NULL;
+}
+
+static void
+match_up(Compare *e, Flow *f)
+{
+    while (!(f->flags & FLOW_DIVERGED)) {
+        Held *p = first_live(e, f, &f->p_chain);
+        Held *s = first_live(e, f, &f->s_chain);
+
+        if (!p || !s || seq_gt(p->seq, f->next) || seq_gt(s->seq, f->next))
+            return;
+        uint32_t hi = seq_min(p->end, s->end);
+
+        if (!range_equal(e, f, p, s, f->next, hi))
+            return;
+        set_window(f, f->base, hi);
+    }
+}
+
+/* A segment that starts below `base` and reaches it. */
+static Held *
+below_base(Compare *e, Flow *f, const HeldList *chain)
+{
+    int steps = 0;
+
+    for (Held *h = chain->head; h && seq_lt(h->seq, f->base); h = h->link[LINK_CHAIN].next) {
+        if (seq_geq(h->end, f->base))
+            return h;
+        if (++steps > ENGINE_MAX_WALK) {
+            diverge_here(e, f, COMPARE_RULE_REORDER, h);
+            return NULL;
+        }
+    }
+    return NULL;
+}
+
+static void
+match_down(Compare *e, Flow *f)
+{
+    while (!(f->flags & FLOW_DIVERGED)) {
+        Held *p = below_base(e, f, &f->p_chain);
+        Held *s = p ? below_base(e, f, &f->s_chain) : NULL;
+
+        if (!s || f->next - f->base >= WINDOW_MAX)
+            return;
+        uint32_t lo = seq_max(p->seq, s->seq);
+
+        if (!range_equal(e, f, p, s, lo, f->base))
+            return;
+        set_window(f, lo, f->next);
+        (void)first_live(e, f, &f->p_chain);
+        (void)first_live(e, f, &f->s_chain);
+    }
+}
+
+static void
+match(Compare *e, Flow *f)
+{
+    Held *p = f->p_chain.head;
+    Held *s = f->s_chain.head;
+
+    if (!p || !s)
+        return;
+    if (!(f->flags & FLOW_HAS_WINDOW)) {
+        /* First seen in the middle: start where both are; what lies below is matched downwards. */
+        uint32_t start = seq_max(p->seq, s->seq);
+
+        set_window(f, start, start);
+    }
+    match_up(e, f);
+    if (f->p_chain.head && f->s_chain.head && seq_lt(f->p_chain.head->seq, f->base) &&
+        seq_lt(f->s_chain.head->seq, f->base))
+        match_down(e, f);
+}
+
+/* The common case without detours: @h, the next segment, against the same segment of the other
+ * side. False: not that case, or different; match() then finds out. */
+static bool
+match_next(Compare *e, Flow *f, const Held *h)
+{
+    bool primary = h->side == COMPARE_PRIMARY;
+    Held *other = primary ? f->s_chain.head : f->p_chain.head;
+
+    if (!other || (primary ? f->p_chain.head : f->s_chain.head) || h->seq != f->next ||
+        other->seq != h->seq || other->end != h->end || !(f->flags & FLOW_HAS_WINDOW) ||
+        ((h->tcp_flags | other->tcp_flags) & (FRAME_TCP_SYN | FRAME_TCP_FIN | FRAME_TCP_RST)) ||
+        memcmp(held_payload(h), held_payload(other), h->payload_len) != 0)
+        return false;
+    set_window(f, f->base, h->end);
+    consume(e, f, other);
+    (void)first_live(e, f, primary ? &f->s_chain : &f->p_chain); /* repeated ones behind it */
+    return true;
+}
+
+/* --- releasing --- */
+
+static void
+forget_rst(Compare *e, Flow *f, Held *h)
+{
+    HeldList list = {.head = f->s_rst, .tail = NULL};
+
+    held_list_remove(&list, h, LINK_CHAIN);
+    f->s_rst = list.head;
+    h->flags &= (uint16_t)~HELD_IN_RST;
+    engine_forget(e, h);
+}
+
+/* True if the secondary sent an RST too; consumes it. @p is at the head of the FIFO. */
+static bool
+rst_matched(Compare *e, Flow *f, const Held *p)
+{
+    bool any = f->flags & FLOW_HAS_WINDOW;
+    int steps = 0;
+
+    if (any && (f->flags & FLOW_RST_DONE))
+        return true;
+    for (Held *s = f->s_rst; s && steps++ < ENGINE_MAX_WALK; s = s->link[LINK_CHAIN].next) {
+        if (!any && (s->seq != p->seq || s->ack != p->ack))
+            continue;
+        forget_rst(e, f, s);
+        f->flags |= FLOW_RST_DONE | FLOW_CLOSED;
+        return true;
+    }
+    if (f->s_chain.head)
+        diverge_at(e, f, COMPARE_RULE_RST, p->seq, p, f->s_chain.head);
+    return false;
+}
+
+/* True if @h, all of whose bytes match, may leave as far as its ack goes. */
+static bool
+ack_allows(const Flow *f, Held *h)
+{
+    if (!(h->tcp_flags & FRAME_TCP_ACK))
+        return true;
+    if (!(f->flags & FLOW_HAS_S_ACK))
+        return false;
+    if (seq_leq(h->ack, f->s_ack))
+        return true;
+    /* A reassembled datagram has its header in the first of several frames: not worth patching. */
+    if (!h->payload_len || is_syn(h) || h->parts.head)
+        return false;
+    h->flags |= HELD_LOWERED;
+    return true;
+}
+
+static void
+note_ack(Flow *f, const Held *h)
+{
+    if (!(h->tcp_flags & FRAME_TCP_ACK))
+        return;
+    if (!(f->flags & FLOW_HAS_P_ACK) || is_syn(h) || seq_gt(h->ack, f->p_ack))
+        f->p_ack = h->ack;
+    f->flags |= FLOW_HAS_P_ACK;
+}
+
+static void
+release_fifo(Compare *e, Flow *f)
+{
+    while (f->fifo.head && !(f->flags & FLOW_DIVERGED)) {
+        Held *h = f->fifo.head;
+
+        if ((h->flags & HELD_IN_CHAIN) && in_window(f, h))
+            chain_remove(f, h); /* it was behind a longer one, which is not through yet */
+        if (h->flags & HELD_IN_CHAIN) {
+            if (f->s_rst && !f->s_chain.head)
+                diverge_at(e, f, COMPARE_RULE_RST, h->seq, h, f->s_rst);
+            return;
+        }
+        if (is_rst(h) ? !rst_matched(e, f, h) : !ack_allows(f, h))
+            return;
+        if (is_fin(h))
+            f->flags |= FLOW_CLOSED;
+        note_ack(f, h);
+        held_list_remove(&f->fifo, h, LINK_FIFO);
+        h->flags &= (uint16_t)~HELD_IN_FIFO;
+        engine_release(e, h,
+                       h->flags & HELD_LOWERED ? COMPARE_RELEASED_ACK_LOWERED
+                                               : COMPARE_RELEASED_MATCHED);
+    }
+}
+
+/* --- connections --- */
+
+static void
+backlog_put(Compare *e, Flow *f, Held *h, uint16_t flag)
+{
+    unsigned n = 0;
+
+    held_list_append(&f->backlog, h, LINK_FIFO);
+    h->flags |= HELD_IN_BACKLOG;
+    f->flags |= flag;
+    for (const Held *b = f->backlog.head; b && n <= ENGINE_MAX_BACKLOG; b = b->link[LINK_FIFO].next)
+        n++;
+    if (n > ENGINE_MAX_BACKLOG)
+        diverge_here(e, f, COMPARE_RULE_REORDER, h);
+}
+
+static void
+backlog_add(Compare *e, Flow *f, Held *h)
+{
+    backlog_put(e, f, h, h->side == COMPARE_PRIMARY ? FLOW_BACKLOG_P : FLOW_BACKLOG_S);
+}
+
+/* What came before the secondary's SYN: is it of this connection? */
+static bool
+belongs(const Flow *f, const Held *h)
+{
+    return is_syn(h) || h->seq + f->s_delta - f->p_isn - 1 < EARLY_MAX ||
+           h->seq - f->p_isn - 1 < EARLY_MAX;
+}
+
+static void
+start_connection(Flow *f, uint32_t isn)
+{
+    f->flags &= FLOW_BACKLOG_P | FLOW_BACKLOG_S | FLOW_EARLY_S | FLOW_REFEEDING | FLOW_SHORT_LIST;
+    f->flags |= FLOW_HAS_P_SYN;
+    f->p_isn = isn;
+    f->s_delta = 0;
+    set_window(f, isn, isn);
+}
+
+/* Takes the backlog's frames of @side through the rules again. */
+static void
+refeed_side(Compare *e, Flow *f, HeldList *list, CompareSide side, bool early)
+{
+    Held *following;
+
+    for (Held *h = list->head; h; h = following) {
+        following = h->link[LINK_FIFO].next;
+        if (h->side != side)
+            continue;
+        held_list_remove(list, h, LINK_FIFO);
+        if (early && h->side == COMPARE_SECONDARY && !belongs(f, h))
+            engine_forget(e, h);
+        else
+            tcp_process(e, f, h);
+    }
+}
+
+static void
+refeed(Compare *e, Flow *f)
+{
+    HeldList list = f->backlog;
+    bool early = f->flags & FLOW_EARLY_S;
+
+    f->backlog = (HeldList){0};
+    f->flags &= (uint16_t) ~(FLOW_BACKLOG_P | FLOW_BACKLOG_S | FLOW_EARLY_S);
+    f->flags |= FLOW_REFEEDING;
+    for (Held *h = list.head; h; h = h->link[LINK_FIFO].next)
+        h->flags &= (uint16_t)~HELD_IN_BACKLOG;
+    /* The primary's first: its SYN is what the secondary's frames wait for. */
+    refeed_side(e, f, &list, COMPARE_PRIMARY, false);
+    refeed_side(e, f, &list, COMPARE_SECONDARY, early);
+    f->flags &= (uint16_t)~FLOW_REFEEDING;
+}
+
+static bool
+connection_drained(const Flow *f)
+{
+    return !f->fifo.head && !f->s_chain.head && !f->s_rst;
+}
+
+/* A SYN of the primary on an idle connection is what the secondary's waits for; and a drained
+ * connection makes room for the next one. */
+static bool
+backlog_ready(const Flow *f)
+{
+    bool s_syn_missing = (f->flags & (FLOW_HAS_P_SYN | FLOW_HAS_S_SYN)) == FLOW_HAS_P_SYN;
+
+    return ((f->flags & FLOW_BACKLOG_S) && s_syn_missing) ||
+           ((f->flags & FLOW_EARLY_S) && !s_syn_missing) ||
+           ((f->flags & FLOW_BACKLOG_P) && connection_drained(f));
+}
+
+/* True: @h was put off; false: it starts a connection or repeats the SYN of this one. */
+static bool
+primary_syn_waits(Compare *e, Flow *f, Held *h)
+{
+    if ((f->flags & FLOW_HAS_P_SYN) && h->seq == f->p_isn)
+        return false;
+    if (!connection_drained(f)) {
+        backlog_add(e, f, h);
+        return true;
+    }
+    start_connection(f, h->seq);
+    return false;
+}
+
+static void
+process_primary(Compare *e, Flow *f, Held *h)
+{
+    if (f->flags & FLOW_BACKLOG_P) {
+        backlog_add(e, f, h);
+        return;
+    }
+    if (is_syn(h) && !is_rst(h) && primary_syn_waits(e, f, h))
+        return;
+    if (!is_rst(h) && h->seq != h->end && !in_window(f, h) && !match_next(e, f, h))
+        chain_insert(e, f, h);
+    held_list_append(&f->fifo, h, LINK_FIFO);
+    h->flags |= HELD_IN_FIFO;
+}
+
+/* Brings a SYN of the secondary into the primary's numbers. False: it was put off or diverged. */
+static bool
+secondary_syn(Compare *e, Flow *f, Held *h)
+{
+    if ((f->flags & (FLOW_HAS_P_SYN | FLOW_HAS_S_SYN)) == FLOW_HAS_P_SYN) {
+        if (e->config.isn == COMPARE_ISN_EXACT && h->seq != f->p_isn) {
+            diverge_at(e, f, COMPARE_RULE_SYN, f->p_isn, f->p_chain.head, h);
+            return false;
+        }
+        f->s_isn = h->seq;
+        f->s_delta = e->config.isn == COMPARE_ISN_LEARN ? f->p_isn - f->s_isn : 0;
+        f->flags |= FLOW_HAS_S_SYN;
+    } else if (!(f->flags & FLOW_HAS_S_SYN) || h->seq != f->s_isn) {
+        backlog_add(e, f, h);
+        return false;
+    }
+    h->end += f->p_isn - h->seq;
+    h->seq = f->p_isn;
+    return true;
+}
+
+static void
+process_secondary_rst(Compare *e, Flow *f, Held *h)
+{
+    if ((f->flags & FLOW_RST_DONE) && (f->flags & FLOW_HAS_WINDOW)) {
+        engine_forget(e, h);
+        return;
+    }
+    HeldList list = {.head = f->s_rst};
+
+    held_list_insert_after(&list, NULL, h, LINK_CHAIN);
+    f->s_rst = list.head;
+    h->flags |= HELD_IN_RST;
+}
+
+static uint32_t
+distance(uint32_t a, uint32_t b)
+{
+    return seq_lt(a, b) ? b - a : a - b;
+}
+
+/* Where offsets are learned: a recording from behind a rewriter has them in the SYN only. What the
+ * first segment after it is nearer to tells. */
+static void
+check_delta(Flow *f, const Held *h)
+{
+    if (!f->s_delta || (f->flags & FLOW_DELTA_SEEN))
+        return;
+    f->flags |= FLOW_DELTA_SEEN;
+    if (distance(h->seq, f->next) < distance(h->seq + f->s_delta, f->next))
+        f->s_delta = 0;
+}
+
+static void
+process_secondary(Compare *e, Flow *f, Held *h)
+{
+    if (f->flags & FLOW_BACKLOG_S) {
+        backlog_add(e, f, h);
+        return;
+    }
+    if (is_rst(h)) {
+        process_secondary_rst(e, f, h);
+        return;
+    }
+    if (is_syn(h)) {
+        if (!secondary_syn(e, f, h)) {
+            if (!(h->flags & HELD_IN_BACKLOG))
+                engine_forget(e, h);
+            return;
+        }
+    } else if ((f->flags & (FLOW_HAS_P_SYN | FLOW_HAS_S_SYN)) == FLOW_HAS_P_SYN) {
+        backlog_put(e, f, h, FLOW_EARLY_S); /* see the top of this file */
+        return;
+    } else {
+        check_delta(f, h);
+        h->seq += f->s_delta;
+        h->end += f->s_delta;
+    }
+    if ((h->tcp_flags & FRAME_TCP_ACK) &&
+        (!(f->flags & FLOW_HAS_S_ACK) || seq_gt(h->ack, f->s_ack))) {
+        f->s_ack = h->ack;
+        f->flags |= FLOW_HAS_S_ACK;
+    }
+    if (h->seq != h->end && !in_window(f, h) && !match_next(e, f, h))
+        chain_insert(e, f, h);
+    else
+        engine_forget(e, h);
+}
+
+void
+tcp_process(Compare *e, Flow *f, Held *h)
+{
+    if (f->flags & FLOW_DIVERGED) {
+        if (h->side == COMPARE_SECONDARY) {
+            engine_forget(e, h);
+        } else {
+            held_list_append(&f->fifo, h, LINK_FIFO);
+            h->flags |= HELD_IN_FIFO;
+        }
+        return;
+    }
+    if (!is_syn(h))
+        f->flags |= FLOW_ESTABLISHED;
+    if (h->side == COMPARE_PRIMARY)
+        process_primary(e, f, h);
+    else
+        process_secondary(e, f, h);
+    match(e, f);
+    release_fifo(e, f);
+    /* Each round takes at least a SYN off the backlog. */
+    while (!(f->flags & (FLOW_REFEEDING | FLOW_DIVERGED)) && backlog_ready(f))
+        refeed(e, f);
+}
+
+void
+tcp_note_committed(Flow *f, const Held *h)
+{
+    if (is_rst(h)) {
+        f->flags |= FLOW_CLOSED;
+        return;
+    }
+    if (is_syn(h) && !((f->flags & FLOW_HAS_P_SYN) && h->seq == f->p_isn))
+        start_connection(f, h->seq);
+    note_ack(f, h);
+    /* Far from the window: one of the two is no part of the stream; what comes next will show. */
+    if (!(f->flags & FLOW_HAS_WINDOW) || f->next - h->seq + WINDOW_MAX > 2 * WINDOW_MAX) {
+        set_window(f, h->seq, h->end);
+        return;
+    }
+    set_window(f, seq_min(f->base, h->seq), seq_max(f->next, h->end));
+}
+
+bool
+tcp_is_covered(const Flow *f, const Held *h)
+{
+    return (h->flags & HELD_IN_CHAIN) && h->side == COMPARE_SECONDARY && in_window(f, h);
+}
+
+void
+tcp_window_moved(Compare *e, Flow *f)
+{
+    if ((f->flags & FLOW_DIVERGED) || !(f->flags & FLOW_HAS_WINDOW))
+        return;
+    (void)first_live(e, f, &f->p_chain);
+    (void)first_live(e, f, &f->s_chain);
+    match(e, f);
+    release_fifo(e, f);
+}

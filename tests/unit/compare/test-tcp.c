@@ -1,0 +1,485 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* test-tcp.c - the rules for TCP, one case each */
+#include <glib.h>
+#include <string.h>
+
+#include "check-main.h"
+#include "rig.h"
+
+enum { FIN = 1, SYN = 2, RST = 4, ACK = 16 };
+
+static Rig *
+rig_connected(const char *name)
+{
+    Rig *rig = rig_new(name, NULL);
+
+    rig_handshake(rig, 1000, 500);
+    return rig;
+}
+
+static void
+expect_clean(Rig *rig)
+{
+    ck_assert(rig_all_released_in_order(rig));
+    ck_assert_uint_eq(rig_n_divergences(rig), 0);
+    ck_assert_uint_eq(compare_stats(rig->compare)->held_frames[P], 0);
+    ck_assert_uint_eq(compare_stats(rig->compare)->held_frames[S], 0);
+    rig_free(rig);
+}
+
+START_TEST(unit_same_segments_match_whoever_is_first)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK, 1001, 500, "hello");
+    ck_assert_uint_eq(rig->released->len, 1); /* the SYN only */
+    rig_tcp(rig, S, ACK, 1001, 500, "hello");
+    rig_tcp(rig, S, ACK, 1006, 500, " world");
+    rig_tcp(rig, P, ACK, 1006, 500, " world");
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_different_segmentation)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK, 1001, 500, "abcdefghij");
+    rig_tcp(rig, S, ACK, 1001, 500, "abc");
+    rig_tcp(rig, S, ACK, 1004, 500, "defg");
+    ck_assert_uint_eq(rig->released->len, 1);
+    rig_tcp(rig, S, ACK, 1008, 500, "hijklm");
+    rig_tcp(rig, P, ACK, 1011, 500, "k");
+    rig_tcp(rig, P, ACK, 1012, 500, "lm");
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_out_of_order_on_both_sides)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK, 1004, 500, "def");
+    rig_tcp(rig, P, ACK, 1001, 500, "abc");
+    rig_tcp(rig, S, ACK, 1007, 500, "ghi");
+    rig_tcp(rig, S, ACK, 1001, 500, "abcd");
+    rig_tcp(rig, S, ACK, 1005, 500, "ef");
+    rig_tcp(rig, P, ACK, 1007, 500, "ghi");
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_partial_overlap_and_retransmission)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK, 1001, 500, "abcdef");
+    rig_tcp(rig, S, ACK, 1001, 500, "abcd");
+    rig_tcp(rig, S, ACK, 1003, 500, "cdefgh");
+    rig_tcp(rig, P, ACK, 1001, 500, "abcdef"); /* released bytes pass */
+    rig_tcp(rig, P, ACK, 1005, 500, "efgh");
+    rig_tcp(rig, S, ACK, 1001, 500, "abcdefgh");
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_payload_difference_is_found_at_its_offset)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK, 1001, 500, "abcdefghij");
+    rig_tcp(rig, S, ACK, 1001, 500, "abcd");
+    rig_tcp(rig, S, ACK, 1005, 500, "efXhij");
+    ck_assert_uint_eq(rig_n_divergences(rig), 1);
+    const RigDivergence *d = &g_array_index(rig->divergences, RigDivergence, 0);
+    ck_assert_int_eq(d->rule, COMPARE_RULE_PAYLOAD);
+    ck_assert_uint_eq(d->offset, 6);
+    ck_assert_mem_eq(d->primary_bytes, "ghij", 4);
+    ck_assert_mem_eq(d->secondary_bytes, "Xhij", 4);
+    ck_assert(d->has_primary && d->has_secondary);
+    ck_assert_uint_eq(rig->released->len, 1);
+    rig_checkpoint(rig);
+    expect_clean((g_array_set_size(rig->divergences, 0), rig));
+}
+END_TEST
+
+START_TEST(unit_sequence_numbers_wrap)
+{
+    Rig *rig = rig_new(__func__, NULL);
+    uint32_t seq = 0xfffffffa;
+
+    rig_handshake(rig, seq - 1, 0xfffffff0);
+    rig_tcp(rig, P, ACK, seq, 0xfffffff0, "abcdefghij");
+    rig_tcp(rig, S, ACK, seq, 0xfffffff0, "abcdefghij");
+    rig_tcp(rig, P, ACK, seq + 10, 5, "k");
+    rig_tcp(rig, S, ACK, seq + 10, 5, "k");
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_fin_with_and_without_data)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK | FIN, 1001, 500, "bye");
+    rig_tcp(rig, S, ACK, 1001, 500, "bye");
+    ck_assert_uint_eq(rig->released->len, 1);
+    rig_tcp(rig, S, ACK | FIN, 1004, 500, NULL);
+    rig_tcp(rig, P, ACK, 1005, 501, NULL);
+    rig_tcp(rig, S, ACK, 1005, 501, NULL);
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_fin_at_different_offsets)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK | FIN, 1001, 500, "bye");
+    rig_tcp(rig, S, ACK, 1001, 500, "bye bye");
+    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_FIN);
+    ck_assert_uint_eq(g_array_index(rig->divergences, RigDivergence, 0).offset, 3);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(unit_rst_of_both_sides)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, RST | ACK, 1001, 500, NULL);
+    ck_assert_uint_eq(rig->released->len, 1);
+    rig_tcp(rig, S, RST | ACK, 1001, 500, NULL);
+    rig_tcp(rig, P, RST, 1001, 0, NULL); /* again: the connection is reset on both */
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_rst_against_data)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, RST | ACK, 1001, 500, NULL);
+    rig_tcp(rig, S, ACK, 1001, 500, "still here");
+    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_RST);
+    rig_free(rig);
+
+    rig = rig_connected(__func__);
+    rig_tcp(rig, P, ACK, 1001, 500, "still here");
+    rig_tcp(rig, S, RST | ACK, 1001, 500, NULL);
+    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_RST);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(unit_rst_of_a_closed_port_matches_exactly)
+{
+    Rig *rig = rig_new(__func__, NULL);
+
+    rig_tcp(rig, P, RST | ACK, 0, 501, NULL);
+    rig_tcp(rig, S, RST | ACK, 0, 777, NULL);
+    ck_assert_uint_eq(rig->released->len, 0);
+    rig_tcp(rig, S, RST | ACK, 0, 501, NULL);
+    rig_tcp(rig, P, RST | ACK, 0, 777, NULL);
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_pure_ack_waits_for_the_secondary)
+{
+    Rig *rig = rig_connected(__func__);
+    uint64_t ack = rig_tcp(rig, P, ACK, 1001, 600, NULL);
+
+    ck_assert(!rig_was_released(rig, ack));
+    rig_tcp(rig, S, ACK, 1001, 599, NULL);
+    ck_assert(!rig_was_released(rig, ack));
+    rig_tcp(rig, S, ACK, 1001, 620, NULL);
+    ck_assert(rig_was_released(rig, ack));
+    rig_tcp(rig, P, ACK, 1001, 600, NULL); /* a duplicate ack or window update */
+    expect_clean(rig);
+}
+END_TEST
+
+static void
+lowered_ack_case(Packet extra)
+{
+    Rig *rig = rig_new(__func__, NULL);
+    Packet p = extra;
+
+    p.protocol = 6;
+    rig->conn = p;
+    rig_handshake(rig, 1000, 500);
+    rig_tcp(rig, S, ACK, 1001, 510, "data");
+    uint64_t now = rig_tcp(rig, P, ACK, 1001, 0x12345678, "data");
+    uint64_t later = rig_tcp(rig, P, ACK, 1005, 0x12345678, "more");
+    rig_tcp(rig, S, ACK, 1005, 511, "more");
+    const RigRelease *r[] = {rig_release_of(rig, now), rig_release_of(rig, later)};
+
+    for (int i = 0; i < 2; i++) {
+        gsize len;
+        const uint8_t *bytes = g_bytes_get_data(r[i]->bytes, &len);
+        Frame f;
+
+        ck_assert_int_eq(r[i]->why, COMPARE_RELEASED_ACK_LOWERED);
+        frame_parse(bytes, len, p.vnet_hdr_len, &f);
+        ck_assert_uint_eq(f.ack, 510 + (uint32_t)i);
+        ck_assert(packet_tcp_checksum_ok(bytes, len, p.vnet_hdr_len));
+    }
+    rig_free(rig);
+}
+
+START_TEST(unit_data_leaves_with_the_ack_lowered)
+{
+    lowered_ack_case((Packet){0});
+    lowered_ack_case((Packet){.ipv6 = true});
+    lowered_ack_case((Packet){.n_vlans = 2, .vlans = {1, 2}, .n_tcp_options = 3});
+    /* checksum offload: the field must stay as it is */
+    lowered_ack_case((Packet){.vnet_hdr_len = 12, .csum_partial = true});
+}
+END_TEST
+
+START_TEST(unit_syn_and_fin_are_not_sent_with_a_lowered_ack)
+{
+    Rig *rig = rig_connected(__func__);
+    uint64_t fin = rig_tcp(rig, P, ACK | FIN, 1001, 600, NULL);
+
+    rig_tcp(rig, S, ACK | FIN, 1001, 500, NULL);
+    ck_assert(!rig_was_released(rig, fin));
+    rig_tcp(rig, S, ACK, 1002, 600, NULL);
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_port_reuse_starts_a_new_comparison)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK | FIN, 1001, 501, "old");
+    rig_tcp(rig, S, ACK | FIN, 1001, 501, "old");
+    /* The secondary is first this time; numbers are lower than before. */
+    rig_tcp(rig, S, SYN | ACK, 5, 90, NULL);
+    rig_tcp(rig, P, SYN | ACK, 300, 90, NULL);
+    rig_tcp(rig, P, ACK, 301, 90, "new");
+    rig_tcp(rig, S, ACK, 301, 90, "new");
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_what_the_secondary_sends_before_its_syn)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK | FIN, 1001, 501, NULL);
+    rig_tcp(rig, S, ACK | FIN, 1001, 501, NULL);
+    rig_tcp(rig, P, SYN | ACK, 90000, 70, NULL);
+    rig_tcp(rig, S, ACK, 1002, 502, NULL);         /* late, of the old connection: no ack here */
+    rig_tcp(rig, S, ACK, 90001, 71, "overtaking"); /* of the new one */
+    rig_tcp(rig, S, SYN | ACK, 5, 70, NULL);
+    rig_tcp(rig, P, ACK, 90001, 71, "overtaking");
+    uint64_t ack = rig_tcp(rig, P, ACK, 90011, 72, NULL);
+    ck_assert(!rig_was_released(rig, ack));
+    rig_tcp(rig, S, ACK, 90011, 72, NULL);
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_port_reuse_while_the_old_one_is_held)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK | FIN, 1001, 501, "old");
+    rig_tcp(rig, P, SYN | ACK, 300, 90, NULL);
+    rig_tcp(rig, P, RST | ACK, 301, 90, NULL);
+    rig_tcp(rig, P, SYN | ACK, 7000, 95, NULL);
+    rig_tcp(rig, S, ACK | FIN, 1001, 501, "old");
+    ck_assert_uint_eq(rig->released->len, 2);
+    rig_tcp(rig, S, SYN | ACK, 5, 90, NULL);
+    ck_assert_uint_eq(rig->released->len, 3);
+    rig_tcp(rig, S, RST | ACK, 301, 90, NULL);
+    rig_tcp(rig, S, SYN | ACK, 9, 95, NULL);
+    rig_tcp(rig, S, ACK, 7001, 95, "third");
+    rig_tcp(rig, P, ACK, 7001, 95, "third");
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_simultaneous_open)
+{
+    Rig *rig = rig_new(__func__, NULL);
+
+    rig_tcp(rig, P, SYN, 1000, 0, NULL);
+    rig_tcp(rig, S, SYN, 2000, 0, NULL);
+    uint64_t syn_ack = rig_tcp(rig, P, SYN | ACK, 1000, 500, NULL);
+    ck_assert(!rig_was_released(rig, syn_ack));
+    rig_tcp(rig, S, SYN | ACK, 2000, 500, NULL);
+    rig_tcp(rig, P, ACK, 1001, 500, "x");
+    rig_tcp(rig, S, ACK, 1001, 500, "x");
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_syn_with_data)
+{
+    Rig *rig = rig_new(__func__, NULL);
+
+    rig_tcp(rig, P, SYN, 1000, 0, "fast open");
+    rig_tcp(rig, S, SYN, 5000, 0, "fast open");
+    expect_clean(rig);
+
+    rig = rig_new(__func__, NULL);
+    rig_tcp(rig, P, SYN, 1000, 0, "fast open");
+    rig_tcp(rig, S, SYN, 5000, 0, "fast oPen");
+    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_PAYLOAD);
+    ck_assert_uint_eq(g_array_index(rig->divergences, RigDivergence, 0).offset, 6);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(unit_window_probes_pass)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK, 1001, 500, "abc");
+    rig_tcp(rig, S, ACK, 1001, 500, "abc");
+    rig_tcp(rig, P, ACK, 1003, 500, NULL); /* seq before the next, no data: Linux */
+    rig_tcp(rig, P, ACK, 1003, 500, "c");  /* one old byte: keep-alive of others */
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_seen_first_in_the_middle)
+{
+    Rig *rig = rig_new(__func__, NULL);
+
+    rig_tcp(rig, P, ACK, 7000, 500, "second");
+    rig_tcp(rig, P, ACK, 6995, 500, "first");
+    rig_tcp(rig, S, ACK, 7000, 500, "second");
+    ck_assert(rig_was_released(rig, 1)); /* compared, and first to come */
+    rig_tcp(rig, S, ACK, 6995, 500, "fi");
+    ck_assert(!rig_was_released(rig, 2));
+    rig_tcp(rig, S, ACK, 6997, 500, "rst");
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_bytes_before_the_first_seen_are_compared_too)
+{
+    Rig *rig = rig_new(__func__, NULL);
+
+    rig_tcp(rig, P, ACK, 7000, 500, "second");
+    rig_tcp(rig, S, ACK, 7000, 500, "second");
+    rig_tcp(rig, P, ACK, 6995, 500, "first");
+    rig_tcp(rig, S, ACK, 6995, 500, "fiXst");
+    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_PAYLOAD);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(unit_initial_numbers_exact)
+{
+    CompareConfig config;
+
+    compare_config_init(&config);
+    config.isn = COMPARE_ISN_EXACT;
+    Rig *rig = rig_new(__func__, &config);
+    rig_tcp(rig, P, SYN, 1000, 0, NULL);
+    rig_tcp(rig, S, SYN, 1001, 0, NULL);
+    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_SYN);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(unit_initial_numbers_learned)
+{
+    CompareConfig config;
+
+    compare_config_init(&config);
+    config.isn = COMPARE_ISN_LEARN;
+    Rig *rig = rig_new(__func__, &config);
+    rig_tcp(rig, S, SYN | ACK, 0xfffffffe, 500, NULL);
+    rig_tcp(rig, S, ACK, 0xffffffff, 500, "abc");
+    rig_tcp(rig, P, SYN | ACK, 1000, 500, NULL);
+    rig_tcp(rig, P, ACK, 1001, 500, "ab");
+    rig_tcp(rig, P, ACK, 1003, 500, "cde");
+    rig_tcp(rig, S, ACK, 2, 500, "de");
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(unit_ipv6_and_vlan_and_vnet)
+{
+    static const Packet kinds[] = {{.ipv6 = true},
+                                   {.ipv6 = true, .n_dest_options = 2},
+                                   {.n_vlans = 2, .vlans = {3, 4}},
+                                   {.vnet_hdr_len = 12, .csum_partial = true},
+                                   {.vnet_hdr_len = 10}};
+
+    for (size_t i = 0; i < G_N_ELEMENTS(kinds); i++) {
+        Rig *rig = rig_new(__func__, NULL);
+
+        rig->conn = kinds[i];
+        rig->conn.protocol = 6;
+        rig_handshake(rig, 1000, 500);
+        rig_tcp(rig, P, ACK, 1001, 500, "hello");
+        rig->conn.ttl = 9; /* of the primary; so are ID, options, window */
+        rig->conn.ip_id = 4711;
+        rig->conn.n_tcp_options = 5;
+        rig_tcp(rig, S, ACK, 1001, 500, "hello");
+        expect_clean(rig);
+    }
+}
+END_TEST
+
+START_TEST(unit_gso_frames_of_64_kib_against_segments)
+{
+    Rig *rig = rig_new(__func__, NULL);
+    g_autofree char *payload = g_malloc(64000);
+
+    for (int i = 0; i < 64000; i++)
+        payload[i] = (char)(i * 31 >> 3);
+    rig->conn.vnet_hdr_len = 12;
+    rig_handshake(rig, 1000, 500);
+    Packet p = rig->conn;
+    p.tcp_flags = ACK;
+    p.ack = 500;
+    p.seq = 1001;
+    p.payload = payload;
+    p.len = 64000;
+    rig_send(rig, P, &p);
+    for (uint32_t at = 0; at < 64000; at += 1448) {
+        p.seq = 1001 + at;
+        p.payload = payload + at;
+        p.len = MIN(1448, 64000 - at);
+        rig_send(rig, S, &p);
+    }
+    expect_clean(rig);
+}
+END_TEST
+
+START_TEST(err_sequence_far_outside_is_not_taken_for_a_retransmission)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK, 1001 + 0x90000000, 500, "never said");
+    rig_tcp(rig, P, ACK, 1001 - 50, 500, "nor this");
+    ck_assert_uint_eq(rig->released->len, 1);
+    rig_wait(rig, 300 * MS);
+    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_TIMEOUT_PRIMARY);
+    rig_free(rig);
+}
+END_TEST
+
+CHECK_MAIN("compare-tcp", unit_same_segments_match_whoever_is_first, unit_different_segmentation,
+           unit_out_of_order_on_both_sides, unit_partial_overlap_and_retransmission,
+           unit_payload_difference_is_found_at_its_offset, unit_sequence_numbers_wrap,
+           unit_fin_with_and_without_data, unit_fin_at_different_offsets, unit_rst_of_both_sides,
+           unit_rst_against_data, unit_rst_of_a_closed_port_matches_exactly,
+           unit_pure_ack_waits_for_the_secondary, unit_data_leaves_with_the_ack_lowered,
+           unit_syn_and_fin_are_not_sent_with_a_lowered_ack,
+           unit_port_reuse_starts_a_new_comparison, unit_what_the_secondary_sends_before_its_syn,
+           unit_port_reuse_while_the_old_one_is_held, unit_simultaneous_open, unit_syn_with_data,
+           unit_window_probes_pass, unit_seen_first_in_the_middle,
+           unit_bytes_before_the_first_seen_are_compared_too, unit_initial_numbers_exact,
+           unit_initial_numbers_learned, unit_ipv6_and_vlan_and_vnet,
+           unit_gso_frames_of_64_kib_against_segments,
+           err_sequence_far_outside_is_not_taken_for_a_retransmission)
