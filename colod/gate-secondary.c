@@ -70,6 +70,7 @@ on_send(Gate *gate)
         return;
     gate->step = GATE_STEP_TRANSFER;
     gate_transfer_begin(gate);
+    gate->timers[GATE_TIMER_TRANSFER].from_peer = true;
     gate_await_peer(gate, "more of the checkpoint from the peer");
     gate_vm_write(gate, message);
 }

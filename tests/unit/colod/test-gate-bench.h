@@ -327,6 +327,13 @@ expect_text(GString *log, const char *text)
     g_string_truncate(log, 0);
 }
 
+/* Whose the awaited thing was to send. */
+static inline int
+deadline_code(const char *text)
+{
+    return strstr(text, "from the peer") ? GATE_ERROR_PEER_DEADLINE : GATE_ERROR_DEADLINE;
+}
+
 static inline void
 expect_failure(Bench *bench, GateError code, const char *text)
 {

@@ -280,7 +280,7 @@ START_TEST(err_deadlines)
         arm(&bench);
         advance(&bench, step, 1);
         WAIT(bench.failure);
-        expect_failure(&bench, GATE_ERROR_DEADLINE, awaited[step]);
+        expect_failure(&bench, deadline_code(awaited[step]), awaited[step]);
         bench_close(&bench);
     }
 }

@@ -372,7 +372,7 @@ START_TEST(err_deadlines)
         arm(&bench);
         advance(&bench, step, 1);
         WAIT(bench.failure);
-        expect_failure(&bench, GATE_ERROR_DEADLINE, awaited[step]);
+        expect_failure(&bench, deadline_code(awaited[step]), awaited[step]);
         ck_assert_int_eq(gate_load(bench.gate), load_after(step, GATE_LOAD_BROKEN));
         expect_bytes(bench.vm_got, NULL, 0);
         bench_close(&bench);
@@ -417,7 +417,7 @@ START_TEST(err_deadline_of_arm_and_migration)
     peer_say(&bench, DATA, stream->data, stream->len);
     vm_say_message(&bench, 0);
     WAIT(bench.failure);
-    expect_failure(&bench, GATE_ERROR_DEADLINE, "no ARM from the peer within 150 ms");
+    expect_failure(&bench, GATE_ERROR_PEER_DEADLINE, "no ARM from the peer within 150 ms");
     ck_assert_int_eq(gate_load(bench.gate), GATE_LOAD_NEVER);
     bench_close(&bench);
 }
@@ -452,7 +452,7 @@ START_TEST(sec_transfer_without_end)
     guint source = g_timeout_add(5, trickle, &bench);
 
     WAIT(bench.failure);
-    expect_failure(&bench, GATE_ERROR_DEADLINE,
+    expect_failure(&bench, GATE_ERROR_PEER_DEADLINE,
                    "no end of the checkpoint's transfer within 150 ms");
     ck_assert_int_eq(gate_load(bench.gate), GATE_LOAD_CLEAN);
     g_source_remove(source);
