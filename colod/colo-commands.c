@@ -5,9 +5,7 @@
 #include "clock.h"
 #include "colo-client.h"
 #include "colo-status.h"
-#ifdef COLO_HAVE_SELFTEST
 #include "selftest.h"
-#endif
 
 #include <poll.h>
 #include <stdio.h>
@@ -377,11 +375,5 @@ colo_run_test_corrupt(const ColoOptions *options, G_GNUC_UNUSED char **args)
 int
 colo_run_selftest(const ColoOptions *options, G_GNUC_UNUSED char **args)
 {
-#ifdef COLO_HAVE_SELFTEST
     return selftest_cli(options->qemu, options->accel, options->json);
-#else
-    (void)options;
-    (void)fprintf(stderr, "colo: selftest: not in this build\n");
-    return COLO_EXIT_FAILED;
-#endif
 }
