@@ -8,3 +8,6 @@ install(TARGETS colod RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR})
 add_test(NAME fsm-table COMMAND ${PROJECT_SOURCE_DIR}/tests/unit/colod/check-fsm-table $<TARGET_FILE:colod>
     ${PROJECT_SOURCE_DIR}/docs/ARCHITECTURE.md)
 set_tests_properties(fsm-table PROPERTIES TIMEOUT 20 LABELS unit)
+add_test(NAME systemd-unit COMMAND ${PROJECT_SOURCE_DIR}/tests/unit/colod/check-systemd-unit
+    ${PROJECT_BINARY_DIR}/deploy/colod@.service $<TARGET_FILE:colod>)
+set_tests_properties(systemd-unit PROPERTIES TIMEOUT 60 LABELS unit)

@@ -50,8 +50,10 @@ shell_scripts()
     local file
 
     git ls-files | while read -r file; do
-        [[ -f "$file" ]] && head -c 64 "$file" 2>/dev/null | head -n 1 | grep -qaE '^#!.*/(env )?(ba)?sh( |$)' &&
+        if [[ -f "$file" ]] && head -c 64 "$file" 2>/dev/null | head -n 1 |
+            grep -qaE '^#!.*/(env )?(ba)?sh( |$)'; then
             printf '%s\n' "$file"
+        fi
     done
 }
 

@@ -11,6 +11,8 @@
 Every link runs through the switch, so that it can be cut there without either host seeing its carrier go: a port
 that is in no bridge swallows what comes, and nobody answers with a reset. That needs no kernel module.
 """
+import os
+
 from . import netns
 from .util import run
 
@@ -65,10 +67,17 @@ class Topology:
         text = "".join(f"net.ipv6.conf.{name}.disable_ipv6=1\n" for name in interfaces)
         run(*netns.enter_argv(self.name(room)), "sysctl", "-q", "-p", "-", data=text)
 
+    def _disable_bridge_filter(self, room):
+        """Bridged frames take no detour through the packet filter, where the module that does that is loaded."""
+        if os.path.exists("/proc/sys/net/bridge"):
+            run(*netns.enter_argv(self.name(room)), "sysctl", "-q", "-e", "net.bridge.bridge-nf-call-iptables=0",
+                "net.bridge.bridge-nf-call-ip6tables=0", "net.bridge.bridge-nf-call-arptables=0")
+
     def create(self):
         for room in ROOMS:
             netns.add(self.name(room))
             self._disable_ipv6(room, "all", "default")
+            self._disable_bridge_filter(room)
         self._batch("s", SWITCH)
         switch = self.name("s")
         for host in HOSTS:
