@@ -157,6 +157,9 @@ gate_next_epoch(const Gate *gate)
 
 /* --- Failure and callbacks ------------------------------------------------------------------- */
 
+static GError *make_error(const Gate *gate, GateError code, const char *format, va_list args)
+    G_GNUC_PRINTF(3, 0);
+
 static GError *
 make_error(const Gate *gate, GateError code, const char *format, va_list args)
 {

@@ -91,7 +91,7 @@ stage_asan()
 # The daemon's main loop is one thread; threads are the proxy's and the arbiter's.
 stage_tsan()
 {
-    build_preset tsan && ctest --preset tsan -j "$jobs" --no-tests=error -R 'proxy|arbiter|hold-queue'
+    build_preset tsan && ctest --preset tsan -j "$jobs" --no-tests=error -R 'proxy|arbiter|hold-queue|test-front'
 }
 
 # A crash leaves its input in build/fuzz/found.

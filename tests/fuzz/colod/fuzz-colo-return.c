@@ -15,7 +15,7 @@ parse(View channel, size_t step)
 
     while (channel.len > 0) {
         g_autoptr(GError) error = NULL;
-        const uint8_t *bytes;
+        const uint8_t *bytes = NULL;
         size_t len = MIN(step, channel.len);
 
         (void)view_take(&channel, len, &bytes);
