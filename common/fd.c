@@ -36,10 +36,12 @@ fd_set_nonblocking(int fd)
 static int
 unix_socket(const char *path, struct sockaddr_un *ret_address)
 {
+    const size_t len = strlen(path);
+
     *ret_address = (struct sockaddr_un){.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof(ret_address->sun_path))
+    if (len >= sizeof(ret_address->sun_path))
         return -ENAMETOOLONG;
-    strcpy(ret_address->sun_path, path);
+    memcpy(ret_address->sun_path, path, len + 1);
 
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 

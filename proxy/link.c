@@ -54,7 +54,7 @@ name_request(const char *name, struct ifreq *ret_request, GError **error)
     if (strlen(name) == 0 || strlen(name) >= IFNAMSIZ)
         return link_error(error, 0, "interface name \"%s\" is not 1 to %d characters long", name,
                           IFNAMSIZ - 1);
-    strcpy(ret_request->ifr_name, name);
+    memcpy(ret_request->ifr_name, name, strlen(name) + 1);
     return TRUE;
 }
 
