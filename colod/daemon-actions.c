@@ -236,6 +236,10 @@ on_guest_shutdown(Vm *vm G_GNUC_UNUSED, gpointer user_data)
 
     event_log_add(d->log, EVENT_INFO, "guest-shutdown", "the guest was shut down from inside");
     d->facts.off_wanted = TRUE;
+    /* Ahead of QEMU's end, which would make the secondary take over a guest that wants to be off. */
+    if (g_str_equal(pair_state_role(d->state), "primary"))
+        daemon_send_generation(d, PEER_MESSAGE_DISCARD, d->facts.generation,
+                               "the guest was shut down");
 }
 
 static const VmHandlers vm_handlers = {
