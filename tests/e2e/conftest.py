@@ -2,9 +2,11 @@
 """conftest.py - one lab for all tests, mended between them, made anew where mending fails.
 
 COLOD_E2E_BUILD   build directory (default build/dev)
+COLOD_LAB_ID      name of the lab (default e2e); two runs at once need two
 COLOD_E2E_LOGS    where logs of failed tests go (default build/e2e)
 """
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -31,8 +33,13 @@ class LabKeeper:
     """The one lab, with the options the tests ask for."""
 
     def __init__(self):
-        self.lab = Lab("e2e")
+        self.lab = Lab(os.environ.get("COLOD_LAB_ID", "e2e"))
         self.options = None
+        self.lock = open(f"{self.lab.dir}.tests", "w", encoding="ascii")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pytest.exit(f"another run has {self.lab.dir}: wait for its end, or set COLOD_LAB_ID to another name", 1)
 
     def get(self, options):
         """A protected pair with these options."""
