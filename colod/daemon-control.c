@@ -311,24 +311,36 @@ on_waiting_timeout(gpointer user_data)
     return G_SOURCE_REMOVE;
 }
 
-static guint
-wait_ms(json_object *arguments)
+/* An argument that may be left out. FALSE: it is no whole number of the range, and the request was
+ * failed. */
+static gboolean
+get_int(ControlRequest *request, json_object *arguments, const char *key, gint64 min, gint64 max,
+        gint64 *value)
 {
     json_object *member;
 
-    if (arguments == NULL || !json_object_object_get_ex(arguments, "timeout_ms", &member))
-        return DEFAULT_WAIT_MS;
-    return (guint)CLAMP(json_object_get_int64(member), 1, MAX_WAIT_MS);
+    if (arguments == NULL || !json_object_object_get_ex(arguments, key, &member))
+        return TRUE;
+    if (!json_object_is_type(member, json_type_int) || json_object_get_int64(member) < min ||
+        json_object_get_int64(member) > max) {
+        control_request_fail(request, "usage",
+                             "%s must be a whole number from %" G_GINT64_FORMAT
+                             " to %" G_GINT64_FORMAT,
+                             key, min, max);
+        return FALSE;
+    }
+    *value = json_object_get_int64(member);
+    return TRUE;
 }
 
 static void
-wait_until_alone(Daemon *d, ControlRequest *request, json_object *arguments)
+wait_until_alone(Daemon *d, ControlRequest *request, gint64 timeout_ms)
 {
     Waiting *waiting = g_new0(Waiting, 1);
 
     waiting->daemon = d;
     waiting->request = request;
-    waiting->timer = g_timeout_source_new(wait_ms(arguments));
+    waiting->timer = g_timeout_source_new((guint)timeout_ms);
     g_source_set_callback(waiting->timer, on_waiting_timeout, waiting, NULL);
     g_source_attach(waiting->timer, g_main_context_get_thread_default());
     g_queue_push_tail(&d->waiting, waiting);
@@ -354,13 +366,13 @@ command_status(Daemon *d, ControlRequest *request, json_object *arguments G_GNUC
 static void
 command_events(Daemon *d, ControlRequest *request, json_object *arguments)
 {
-    json_object *value = json_object_new_object();
-    json_object *after;
-    guint64 seq = 0;
+    json_object *value;
+    gint64 after = 0;
 
-    if (arguments != NULL && json_object_object_get_ex(arguments, "after", &after))
-        seq = (guint64)json_object_get_int64(after);
-    json_object_object_add(value, "events", event_log_list(d->log, seq));
+    if (!get_int(request, arguments, "after", 0, G_MAXINT64, &after))
+        return;
+    value = json_object_new_object();
+    json_object_object_add(value, "events", event_log_list(d->log, (guint64)after));
     control_request_return(request, value);
 }
 
@@ -380,6 +392,10 @@ command_checkpoint(Daemon *d, ControlRequest *request, json_object *arguments G_
 static void
 command_failover(Daemon *d, ControlRequest *request, json_object *arguments)
 {
+    gint64 timeout_ms = DEFAULT_WAIT_MS;
+
+    if (!get_int(request, arguments, "timeout_ms", 1, MAX_WAIT_MS, &timeout_ms))
+        return;
     if (!accepts(d, PAIR_EVENT_OP_FAILOVER)) {
         control_request_fail(request, "refused",
                              "this host is %s: give the command on the host that is to take over",
@@ -387,7 +403,7 @@ command_failover(Daemon *d, ControlRequest *request, json_object *arguments)
         return;
     }
     event_log_add(d->log, EVENT_INFO, "operator", "failover");
-    wait_until_alone(d, request, arguments);
+    wait_until_alone(d, request, timeout_ms);
     daemon_event(d, PAIR_EVENT_OP_FAILOVER);
 }
 

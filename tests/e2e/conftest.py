@@ -87,6 +87,7 @@ def keeper():
     keeper.lab.down()  # what a run that was killed left
     yield keeper
     keeper.drop()
+    os.unlink(keeper.lock.name)
 
 
 @pytest.hookimpl(hookwrapper=True)
