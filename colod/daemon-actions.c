@@ -51,7 +51,8 @@ take_checkpoint_stream(Daemon *d, GError **error)
     GIOStream *stream = peer_link_take_stream(d->link, PEER_CHANNEL_CHECKPOINT);
 
     if (stream == NULL)
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_CONNECTED, "the peer link is down");
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_CONNECTED,
+                    "the peer link is down, or its channel was used before");
     d->streams_used = TRUE;
     return stream;
 }
@@ -90,7 +91,9 @@ on_listening(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
     }
     stream = take_checkpoint_stream(d, &own_error);
     if (stream == NULL) {
+        /* Used up by a session whose other end has not renewed the link. */
         fail_vm(d, "checkpoint channel", own_error);
+        daemon_renew_link(d, "no checkpoint channel left");
         return;
     }
     fd = fd_unix_connect(d->migration_path);
@@ -236,7 +239,8 @@ on_guest_shutdown(Vm *vm G_GNUC_UNUSED, gpointer user_data)
 
     event_log_add(d->log, EVENT_INFO, "guest-shutdown", "the guest was shut down from inside");
     d->facts.off_wanted = TRUE;
-    /* Ahead of QEMU's end, which would make the secondary take over a guest that wants to be off. */
+    /* Ahead of QEMU's end, which would make the secondary take over a guest that wants to be off.
+     */
     if (g_str_equal(pair_state_role(d->state), "primary"))
         daemon_send_generation(d, PEER_MESSAGE_DISCARD, d->facts.generation,
                                "the guest was shut down");

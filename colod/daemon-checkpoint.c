@@ -2,8 +2,9 @@
 /* daemon-checkpoint.c - gate callbacks and checkpoint policy
  *
  * One checkpoint at a time: trigger (ingress stopped, then QMP), the gate's points in the order of
- * docs/ARCHITECTURE.md, LOADED. A cause that comes up meanwhile is remembered and starts the next
- * one at once.
+ * docs/ARCHITECTURE.md, LOADED, RESUME. QEMU loses a trigger that comes before its RESUME, so the
+ * next epoch counts from there, and a trigger that no REQUEST answers is given again. A cause that
+ * comes up meanwhile is remembered and starts the next one at once.
  */
 #include "daemon-private.h"
 
@@ -14,6 +15,11 @@
 /* The side that is nearer to a fault must see it first: it can tell who is to blame. So each end
  * gives the other one this much longer than itself (gate.h, GateConfig). */
 enum { PEER_MARGIN_MS = 500 };
+
+enum {
+    TRIGGER_REPEAT_MS = 300, /* REQUEST follows a trigger within milliseconds */
+    RESUME_GRACE_MS = 1000,  /* RESUME follows LOADED; if the event is lost we go on all the same */
+};
 
 const char *
 daemon_cause_name(CheckpointCause cause)
@@ -65,13 +71,28 @@ schedule(Daemon *d)
     Checkpoints *c = &d->checkpoints;
 
     daemon_clear_source(&c->timer);
-    c->running = FALSE;
+    c->running = c->awaiting_resume = FALSE;
     if (c->asked_while_running) {
         c->asked_while_running = FALSE;
         daemon_checkpoint(d, c->next_cause);
         return;
     }
     c->timer = daemon_add_timer(d, d->config->interval_ms, on_interval);
+}
+
+static gboolean
+on_resume_missed(gpointer user_data)
+{
+    schedule(user_data);
+    return G_SOURCE_REMOVE;
+}
+
+static void
+await_resume(Daemon *d)
+{
+    daemon_clear_source(&d->checkpoints.timer);
+    d->checkpoints.awaiting_resume = TRUE;
+    d->checkpoints.timer = daemon_add_timer(d, RESUME_GRACE_MS, on_resume_missed);
 }
 
 static void
@@ -85,6 +106,17 @@ on_trigger_refused(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data
                       error->message);
 }
 
+static gboolean
+on_trigger_unanswered(gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (d->gate == NULL || gate_step(d->gate) != GATE_STEP_IDLE)
+        return G_SOURCE_REMOVE;
+    vm_checkpoint(d->vm, on_trigger_refused, d);
+    return G_SOURCE_CONTINUE;
+}
+
 static void
 on_ingress_stopped(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
 {
@@ -94,6 +126,8 @@ on_ingress_stopped(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
         return;
     gate_expect_request(d->gate);
     vm_checkpoint(d->vm, on_trigger_refused, d);
+    daemon_clear_source(&d->checkpoints.timer);
+    d->checkpoints.timer = daemon_add_timer(d, TRIGGER_REPEAT_MS, on_trigger_unanswered);
 }
 
 void
@@ -122,7 +156,7 @@ daemon_checkpoints_end(Daemon *d, const char *why)
     ControlRequest *request;
 
     daemon_clear_source(&c->timer);
-    c->running = c->asked_while_running = FALSE;
+    c->running = c->asked_while_running = c->awaiting_resume = FALSE;
     c->stopped_us = 0;
     while ((request = g_queue_pop_head(&c->requests)) != NULL)
         control_request_fail(request, "failed", "no checkpoint: %s", why);
@@ -241,7 +275,7 @@ loaded(Daemon *d, Gate *gate)
     gate_get_figures(gate, &d->checkpoints.figures);
     if (d->state == PAIR_PROTECTED) {
         proxy_set_ingress(d->proxy, TRUE, NULL, NULL);
-        schedule(d);
+        await_resume(d);
     }
 }
 
@@ -256,7 +290,7 @@ on_notice(Gate *gate, GateNotice notice, guint64 epoch, gpointer user_data)
         break;
     case GATE_NOTICE_READY:
         if (d->state == PAIR_PROTECTED)
-            schedule(d);
+            await_resume(d);
         break;
     case GATE_NOTICE_ARMED:
         daemon_event(d, PAIR_EVENT_ARMED);
@@ -355,4 +389,6 @@ daemon_vm_resumed(Vm *vm G_GNUC_UNUSED, gint64 timestamp_us, gpointer user_data)
         c->pause_us[c->n_pauses++ % PAUSE_SAMPLES] = (guint32)pause;
     }
     c->stopped_us = 0;
+    if (c->awaiting_resume)
+        schedule(d);
 }

@@ -40,7 +40,8 @@ typedef enum CheckpointCause {
 enum { PAUSE_SAMPLES = 1024 };
 
 typedef struct Checkpoints {
-    gboolean running; /* from trigger to LOADED */
+    gboolean running;         /* from trigger to RESUME */
+    gboolean awaiting_resume; /* LOADED was passed on, QEMU has not said RESUME */
     gboolean asked_while_running;
     CheckpointCause cause, next_cause;
     GSource *timer;

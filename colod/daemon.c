@@ -137,7 +137,7 @@ daemon_finish_shut_down(Daemon *d)
 }
 
 static void
-enter_state(Daemon *d, PairState before)
+enter_state(Daemon *d)
 {
     arm_state_timer(d);
     switch (d->state) {
@@ -151,8 +151,7 @@ enter_state(Daemon *d, PairState before)
             d->wanted_state.protecting = FALSE;
             daemon_save(d, NULL, NULL);
         }
-        if (before == PAIR_RESUMING || before == PAIR_TAKING_OVER)
-            daemon_renew_link(d, "the channels of the last session are used up");
+        daemon_renew_link(d, "the channels of the last session are used up");
         daemon_end_waiting(d);
         daemon_retry_later(d);
         break;
@@ -223,7 +222,7 @@ step(Daemon *d, PairEvent event)
     for (unsigned i = 0; i < PAIR_MAX_ACTIONS && result.actions[i] != PAIR_ACTION_NONE; i++)
         daemon_act(d, result.actions[i]);
     if (d->state != before) {
-        enter_state(d, before);
+        enter_state(d);
         daemon_send_state(d);
         (void)sd_notifyf(0, "STATUS=%s, generation %" G_GUINT64_FORMAT, pair_state_name(d->state),
                          d->facts.generation);

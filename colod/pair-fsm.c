@@ -230,11 +230,13 @@ guard_peer_stands_by_no_claim_pending(const PairFacts *f)
 #define A(action) PAIR_ACTION_##action
 
 static const Rule rules[] = {
-    /* Fencing. */
-    {PRIMARY_STATES | SECONDARY_STATES | IN(TAKING_OVER), ON(PEER_UP), GUARD(peer_newer),
-     PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)), "the peer has a newer generation"},
-    {PRIMARY_STATES | SECONDARY_STATES | IN(TAKING_OVER), ON(PEER_STATE), GUARD(peer_newer),
-     PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)), "the peer has a newer generation"},
+    /* Fencing. A secondary that is not armed follows its primary's generation instead. */
+    {PRIMARY_STATES | IN(STANDBY) | IN(CLAIM_SECONDARY) | IN(TAKING_OVER), ON(PEER_UP),
+     GUARD(peer_newer), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
+     "the peer has a newer generation"},
+    {PRIMARY_STATES | IN(STANDBY) | IN(CLAIM_SECONDARY) | IN(TAKING_OVER), ON(PEER_STATE),
+     GUARD(peer_newer), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
+     "the peer has a newer generation"},
     {IN(ALONE) | IN(PREPARING), ON(PEER_UP), GUARD(split_brain_loser), PAIR_STOPPING,
      DO(A(DROP_OUTPUT), A(KILL_VM)), "both hosts were made to run the VM; the other one keeps it"},
 
