@@ -481,16 +481,12 @@ daemon_act(Daemon *d, PairAction action)
         vm_probe(d->vm, d->config->message_timeout_ms, on_probe, d);
         break;
     case PAIR_ACTION_OPEN_OUTPUT:
-        set_output(d, PROXY_EGRESS_OPEN);
-        break;
     case PAIR_ACTION_DROP_OUTPUT:
-        set_output(d, PROXY_EGRESS_DROP);
+        set_output(d, action == PAIR_ACTION_OPEN_OUTPUT ? PROXY_EGRESS_OPEN : PROXY_EGRESS_DROP);
         break;
     case PAIR_ACTION_CLAIM:
-        daemon_claim(d, FALSE);
-        break;
     case PAIR_ACTION_CLAIM_OPERATOR:
-        daemon_claim(d, TRUE);
+        daemon_claim(d, action == PAIR_ACTION_CLAIM_OPERATOR);
         break;
     case PAIR_ACTION_GRANT:
         daemon_grant(d);
