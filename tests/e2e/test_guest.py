@@ -39,6 +39,6 @@ def test_poweroff(pair):
     quiet_ns = pair.mark_ns()
     pair.lab.host(pair.primary).call("failover", timeout=20)
     pair.lab.wait_protected(pair.primary, 40)
+    wait_until(lambda: pair.sniffer.count(pair.primary, quiet_ns) > 0, 60, "frames of the guest that boots again")
     pair.sniffer.stop()
     assert pair.sniffer.count(pair.secondary) == 0, "the secondary took over from a guest that was shut down"
-    assert pair.sniffer.count(pair.primary, quiet_ns) > 0
