@@ -222,6 +222,10 @@ add_checkpoint(GString *text, GString *row, json_object *status)
     add_us(row, status, "checkpoint.pause_us.p50", "p50");
     add_us(row, status, "checkpoint.pause_us.p99", "p99");
     end_row(text, "  pause", row);
+    add_us(row, status, "checkpoint.commit_us.last", "last");
+    add_us(row, status, "checkpoint.commit_us.p50", "p50");
+    add_us(row, status, "checkpoint.commit_us.p99", "p99");
+    end_row(text, "  commit", row);
     add_bytes(row, status, "checkpoint.bytes_last", "");
     add_text(row, status, "checkpoint.pages_last", "", " pages");
     end_row(text, "  last", row);

@@ -73,7 +73,7 @@ on_listening(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
     Daemon *d = user_data;
     g_autoptr(GError) own_error = NULL;
     g_autoptr(GIOStream) stream = NULL;
-    GateConfig config = daemon_gate_config(d, FALSE);
+    GateConfig config = daemon_gate_config(d);
     auto_fd int fd = -1;
 
     if (d->state != PAIR_INCOMING_START)
@@ -115,7 +115,7 @@ on_migration_connection(gint listen_fd, GIOCondition condition G_GNUC_UNUSED, gp
     Daemon *d = user_data;
     g_autoptr(GError) error = NULL;
     g_autoptr(GIOStream) stream = NULL;
-    GateConfig config = daemon_gate_config(d, TRUE);
+    GateConfig config = daemon_gate_config(d);
     int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
     if (fd < 0)

@@ -2,9 +2,10 @@
 /* daemon-checkpoint.c - gate callbacks and checkpoint policy
  *
  * One checkpoint at a time: trigger (ingress stopped, then QMP), the gate's points in the order of
- * docs/ARCHITECTURE.md, LOADED, RESUME. QEMU loses a trigger that comes before its RESUME, so the
- * next epoch counts from there, and a trigger that no REQUEST answers is given again. A cause that
- * comes up meanwhile is remembered and starts the next one at once.
+ * docs/ARCHITECTURE.md, LOADED, RESUME. With early resume RESUME comes before LOADED; the next one
+ * waits for both. QEMU loses a trigger that comes before its RESUME, so the next epoch counts from
+ * there, and a trigger that no REQUEST answers is given again. A cause that comes up meanwhile is
+ * remembered and starts the next one at once.
  */
 #include "daemon-private.h"
 
@@ -42,7 +43,7 @@ daemon_cause_name(CheckpointCause cause)
 }
 
 GateConfig
-daemon_gate_config(const Daemon *d, gboolean primary G_GNUC_UNUSED)
+daemon_gate_config(const Daemon *d)
 {
     return (GateConfig){
         .message_timeout_ms = d->config->message_timeout_ms,
@@ -50,7 +51,15 @@ daemon_gate_config(const Daemon *d, gboolean primary G_GNUC_UNUSED)
         .transfer_timeout_ms = d->config->transfer_timeout_ms,
         .migration_timeout_ms = d->config->migration_timeout_ms,
         .tail_max_bytes = (guint64)d->config->tail_limit_mib << 20,
+        /* In buffered mode all that PVM says waits for the next checkpoint anyway. */
+        .early_resume = true,
     };
+}
+
+static void
+add_duration(Durations *durations, gint64 us)
+{
+    durations->us[durations->n++ % DURATION_SAMPLES] = (guint32)CLAMP(us, 0, (gint64)G_MAXUINT32);
 }
 
 /* ---- policy ---- */
@@ -65,34 +74,51 @@ on_interval(gpointer user_data)
     return G_SOURCE_REMOVE;
 }
 
+static gboolean
+is_busy(const Daemon *d)
+{
+    return d->checkpoints.running || d->checkpoints.awaiting_resume;
+}
+
+/* The gate is through with a checkpoint, or QEMU runs again. */
 static void
-schedule(Daemon *d)
+start_next_if_asked(Daemon *d)
+{
+    Checkpoints *c = &d->checkpoints;
+
+    if (is_busy(d) || !c->asked_while_running)
+        return;
+    c->asked_while_running = FALSE;
+    daemon_checkpoint(d, c->next_cause);
+}
+
+/* The guest runs: its epoch begins. */
+static void
+begin_epoch(Daemon *d)
 {
     Checkpoints *c = &d->checkpoints;
 
     daemon_clear_source(&c->timer);
-    c->running = c->awaiting_resume = FALSE;
-    if (c->asked_while_running) {
-        c->asked_while_running = FALSE;
-        daemon_checkpoint(d, c->next_cause);
-        return;
-    }
+    c->awaiting_resume = FALSE;
     c->timer = daemon_add_timer(d, d->config->interval_ms, on_interval);
+    start_next_if_asked(d);
 }
 
 static gboolean
 on_resume_missed(gpointer user_data)
 {
-    schedule(user_data);
+    begin_epoch(user_data);
     return G_SOURCE_REMOVE;
 }
 
+/* QEMU was told to go on. */
 static void
 await_resume(Daemon *d)
 {
     daemon_clear_source(&d->checkpoints.timer);
     d->checkpoints.awaiting_resume = TRUE;
     d->checkpoints.timer = daemon_add_timer(d, RESUME_GRACE_MS, on_resume_missed);
+    proxy_set_ingress(d->proxy, TRUE, NULL, NULL);
 }
 
 static void
@@ -137,7 +163,7 @@ daemon_checkpoint(Daemon *d, CheckpointCause cause)
 
     if (d->state != PAIR_PROTECTED || d->gate == NULL)
         return;
-    if (c->running) {
+    if (is_busy(d)) {
         if (!c->asked_while_running)
             c->next_cause = cause;
         c->asked_while_running = TRUE;
@@ -272,11 +298,16 @@ committed_on_primary(Daemon *d, guint64 epoch)
 static void
 loaded(Daemon *d, Gate *gate)
 {
-    gate_get_figures(gate, &d->checkpoints.figures);
-    if (d->state == PAIR_PROTECTED) {
-        proxy_set_ingress(d->proxy, TRUE, NULL, NULL);
+    Checkpoints *c = &d->checkpoints;
+
+    gate_get_figures(gate, &c->figures);
+    add_duration(&c->commits, (c->figures.committed_ns - c->figures.request_ns) / NS_PER_US);
+    if (d->state != PAIR_PROTECTED)
+        return;
+    c->running = FALSE;
+    if (!daemon_gate_config(d).early_resume)
         await_resume(d);
-    }
+    start_next_if_asked(d);
 }
 
 static void
@@ -294,6 +325,9 @@ on_notice(Gate *gate, GateNotice notice, guint64 epoch, gpointer user_data)
         break;
     case GATE_NOTICE_ARMED:
         daemon_event(d, PAIR_EVENT_ARMED);
+        break;
+    case GATE_NOTICE_ANSWERED:
+        await_resume(d);
         break;
     case GATE_NOTICE_COMMITTED:
         if (d->state == PAIR_PROTECTED) {
@@ -370,8 +404,11 @@ void
 daemon_vm_stopped(Vm *vm G_GNUC_UNUSED, gint64 timestamp_us, gpointer user_data)
 {
     Daemon *d = user_data;
+    /* Not the stop of the initial migration. */
+    const gboolean in_checkpoint =
+        (d->state == PAIR_PROTECTED && d->checkpoints.running) || d->state == PAIR_STANDBY;
 
-    d->checkpoints.stopped_us = timestamp_us;
+    d->checkpoints.stopped_us = in_checkpoint ? timestamp_us : 0;
 }
 
 void
@@ -380,15 +417,9 @@ daemon_vm_resumed(Vm *vm G_GNUC_UNUSED, gint64 timestamp_us, gpointer user_data)
     Daemon *d = user_data;
     Checkpoints *c = &d->checkpoints;
 
-    /* Not the stop of the initial migration. */
-    if (c->stopped_us > 0 && timestamp_us >= c->stopped_us &&
-        ((d->state == PAIR_PROTECTED && c->running) ||
-         (d->state == PAIR_STANDBY && c->count > 0))) {
-        const gint64 pause = MIN(timestamp_us - c->stopped_us, (gint64)G_MAXUINT32);
-
-        c->pause_us[c->n_pauses++ % PAUSE_SAMPLES] = (guint32)pause;
-    }
+    if (c->stopped_us > 0 && timestamp_us >= c->stopped_us)
+        add_duration(&c->pauses, timestamp_us - c->stopped_us);
     c->stopped_us = 0;
     if (c->awaiting_resume)
-        schedule(d);
+        begin_epoch(d);
 }

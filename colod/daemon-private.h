@@ -6,7 +6,8 @@
  *   daemon-actions.c     what the state machine asks for: VM, proxy, gate
  *   daemon-peer.c        messages to and from the peer
  *   daemon-checkpoint.c  gate callbacks and checkpoint policy
- *   daemon-control.c     control socket, status
+ *   daemon-control.c     control socket
+ *   daemon-status.c      status
  *
  * All of it runs in the main thread.
  */
@@ -37,19 +38,25 @@ typedef enum CheckpointCause {
     N_CAUSES,
 } CheckpointCause;
 
-enum { PAUSE_SAMPLES = 1024 };
+enum { DURATION_SAMPLES = 1024 };
+
+/* The last of them, for percentiles. */
+typedef struct Durations {
+    guint32 us[DURATION_SAMPLES];
+    guint n; /* ever */
+} Durations;
 
 typedef struct Checkpoints {
-    gboolean running;         /* from trigger to RESUME */
-    gboolean awaiting_resume; /* LOADED was passed on, QEMU has not said RESUME */
+    gboolean running;         /* from trigger to LOADED */
+    gboolean awaiting_resume; /* QEMU was told to go on and has not said RESUME */
     gboolean asked_while_running;
     CheckpointCause cause, next_cause;
     GSource *timer;
     guint64 count;
     guint64 by_cause[N_CAUSES];
     gint64 stopped_us; /* QEMU's clock at STOP, 0: runs */
-    guint32 pause_us[PAUSE_SAMPLES];
-    guint n_pauses; /* ever; the ring holds the last PAUSE_SAMPLES */
+    Durations pauses;  /* of the local guest, STOP to RESUME */
+    Durations commits; /* REQUEST to COMMITTED: how long the output waits beyond its epoch */
     gint64 commit_ns;
     GateFigures figures;
     GQueue requests; /* ControlRequest: `colo checkpoint`, ended at the next COMMITTED */
@@ -160,11 +167,14 @@ void daemon_checkpoint(Daemon *d, CheckpointCause cause);
 void daemon_checkpoints_end(Daemon *d, const char *why);
 void daemon_vm_stopped(Vm *vm, gint64 timestamp_us, gpointer user_data);
 void daemon_vm_resumed(Vm *vm, gint64 timestamp_us, gpointer user_data);
-GateConfig daemon_gate_config(const Daemon *d, gboolean primary);
+GateConfig daemon_gate_config(const Daemon *d);
 
 /* daemon-control.c */
 gboolean daemon_start_control(Daemon *d, GError **error);
 void daemon_end_waiting(Daemon *d);
 void daemon_drop_waiting(Daemon *d);
+
+/* daemon-status.c */
+json_object *daemon_status(const Daemon *d);
 gboolean daemon_is_protected(const Daemon *d);
 char *daemon_reason(const Daemon *d);

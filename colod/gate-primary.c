@@ -12,9 +12,16 @@
  * is sent before READY is passed on, so that PVM never runs under the new rule unless ARM is on its
  * way.
  *
- * Invariants: PVM's QEMU is given RECEIVED and LOADED only after COMMITTED of this epoch; END of
- * epoch n is sent at most once; the exchange is turn by turn, so bytes at any other moment are an
- * error (forward_is_due(), return_is_due()).
+ * Early resume. Behind END PVM has nothing left to give to this checkpoint, so with
+ * GateConfig.early_resume its QEMU is told RECEIVED and LOADED right then, in the peer's stead, and
+ * PVM runs on while the checkpoint is still on its way. What it says from then on lies behind the
+ * mark and is held for the next checkpoint, so nobody can tell if this one is never committed:
+ * PVM goes on if the peer is lost, SVM from its own state if PVM is. QEMU's next REQUEST, which
+ * could only come too early, waits unread until the peer's LOADED.
+ *
+ * Invariants: PVM's QEMU is given RECEIVED and LOADED only after COMMITTED of this epoch, or with
+ * END under early resume, and once; END of epoch n is sent at most once; the exchange with the peer
+ * is turn by turn, so bytes at any other moment are an error (forward_is_due(), return_is_due()).
  */
 #include "gate-private.h"
 
@@ -47,6 +54,21 @@ pass_forward(Gate *gate, View *run, const uint8_t *next)
     *run = view_of(next, 0);
 }
 
+/* PVM's QEMU is answered in the peer's stead. */
+static void
+resume_early(Gate *gate)
+{
+    uint8_t answers[8];
+
+    be32_store(answers, COLO_MESSAGE_VMSTATE_RECEIVED);
+    be32_store(answers + 4, COLO_MESSAGE_VMSTATE_LOADED);
+    gate->vm_answered = true;
+    gate_vm_set_reading(gate, false);
+    gate_vm_write(gate, view_of(answers, sizeof(answers)));
+    if (gate_is_live(gate))
+        gate_notify(gate, GATE_NOTICE_ANSWERED, gate_next_epoch(gate));
+}
+
 /* The tail is out, MARK is passed: what covers both is END. */
 static void
 try_end(Gate *gate)
@@ -64,6 +86,8 @@ try_end(Gate *gate)
     gate_await_nothing(gate, GATE_TIMER_TRANSFER);
     gate_await_peer(gate, "COMMITTED from the peer");
     gate_send(gate, PEER_MESSAGE_END, view_of(end, sizeof(end)));
+    if (gate->config.early_resume)
+        resume_early(gate);
 }
 
 static void
@@ -176,7 +200,8 @@ on_ready(Gate *gate)
         gate_stop_at(gate, GATE_POINT_READY, 0, "go-ahead for CHECKPOINT_READY (output held)");
 }
 
-/* One of REPLY, RECEIVED, LOADED: passed on, and the next step begins. */
+/* One of REPLY, RECEIVED, LOADED: passed on (the latter two unless QEMU has been given them), and
+ * the next step begins. */
 static void
 pass_return(Gate *gate, GateStep step, GateStep next)
 {
@@ -191,7 +216,12 @@ pass_return(Gate *gate, GateStep step, GateStep next)
         gate_await_peer(gate, "VMSTATE_LOADED from the peer");
     else
         gate_await_nothing(gate, GATE_TIMER_MESSAGE);
-    gate_vm_write(gate, item);
+    if (!gate->vm_answered) {
+        gate_vm_write(gate, item);
+    } else if (next == GATE_STEP_IDLE) {
+        gate->vm_answered = false;
+        gate_vm_set_reading(gate, true);
+    }
 }
 
 static void

@@ -84,6 +84,7 @@ struct Gate {
     /* Primary. */
     guint64 generation;
     bool corrupt_next;
+    bool vm_answered; /* early resume: PVM runs, the peer's LOADED has not come */
 
     /* Secondary. */
     GateLoad load;

@@ -530,7 +530,7 @@ on_drained(PeerChannel *channel G_GNUC_UNUSED, gpointer user_data)
     gate_initial_progress(gate);
     if (gate->in_transfer)
         gate_await_message(gate, "more of the checkpoint from QEMU");
-    gate_vm_set_reading(gate, true);
+    gate_vm_set_reading(gate, !gate->vm_answered);
 }
 
 static void

@@ -8,6 +8,8 @@
 #include <gio/gio.h>
 #include <glib.h>
 
+#include <stdbool.h>
+
 #define GATE_ERROR (gate_error_quark())
 GQuark gate_error_quark(void);
 
@@ -58,6 +60,7 @@ typedef enum GateNotice {
     GATE_NOTICE_RAM_DONE,  /* initial migration: RAM is over */
     GATE_NOTICE_READY,     /* secondary: SVM said READY; primary: READY was passed on */
     GATE_NOTICE_ARMED,     /* secondary: ARM came; SVM may be promoted from here on */
+    GATE_NOTICE_ANSWERED,  /* primary with early_resume: END is out, PVM's QEMU was told to go on */
     GATE_NOTICE_COMMITTED, /* primary: COMMITTED(epoch) came; secondary: it was sent */
     GATE_NOTICE_LOADED,    /* LOADED of this epoch was passed on / seen */
     GATE_NOTICE_STALLED,   /* the stall hook caught the gate at the step of gate_set_stall() */
@@ -83,6 +86,9 @@ typedef struct GateConfig {
     unsigned transfer_timeout_ms;  /* RAM delta and tail of one checkpoint, in all */
     unsigned migration_timeout_ms; /* silence within the initial migration */
     guint64 tail_max_bytes;        /* device state held in memory */
+    /* Primary: PVM runs on as soon as its state is out, while the peer still commits and loads it.
+     * Only where all that PVM says and writes from then on waits for the next checkpoint. */
+    bool early_resume;
 } GateConfig;
 
 /**

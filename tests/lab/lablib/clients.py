@@ -90,8 +90,12 @@ class Client(threading.Thread):
 
 
 def longest_gap_ms(times_ns, start_ns=0, end_ns=1 << 62):
-    """The longest time between two neighbours of which the later is in start..end."""
-    gaps = [b - a for a, b in zip(times_ns, times_ns[1:]) if start_ns <= b and a <= end_ns]
+    """The longest time between two neighbours of which the later is in start..end.
+
+    Of a gap that begins in it and ends after it counts what lies in it. One that began before it counts whole.
+    """
+    gaps = [b - a if a < start_ns else min(b, end_ns) - a
+            for a, b in zip(times_ns, times_ns[1:]) if start_ns <= b and a <= end_ns]
     return max(gaps, default=0) / 1e6
 
 

@@ -101,6 +101,7 @@ bench_on_notice(Gate *gate G_GNUC_UNUSED, GateNotice notice, guint64 epoch, gpoi
         [GATE_NOTICE_RAM_DONE] = "ram-done", [GATE_NOTICE_READY] = "ready",
         [GATE_NOTICE_ARMED] = "armed",       [GATE_NOTICE_COMMITTED] = "committed",
         [GATE_NOTICE_LOADED] = "loaded",     [GATE_NOTICE_STALLED] = "stalled",
+        [GATE_NOTICE_ANSWERED] = "answered",
     };
 
     bench_record(user_data, names[notice], epoch);

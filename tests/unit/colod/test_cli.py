@@ -26,8 +26,9 @@ FULL = {
              "software": "0.1.0"},
     "qemu": {"version": "11.1.3", "pid": 4711, "path": "/usr/bin/qemu-system-x86_64"},
     "checkpoint": {"count": 1234, "interval_ms": 50, "step": "idle",
-                   "pause_us": {"last": 5100, "p50": 4900, "p99": 9300}, "bytes_last": 1258291,
-                   "pages_last": 312, "by_cause": {"interval": 1200, "operator": 34},
+                   "pause_us": {"last": 5100, "p50": 4900, "p99": 9300},
+                   "commit_us": {"last": 9100, "p50": 8800, "p99": 12300},
+                   "bytes_last": 1258291, "pages_last": 312, "by_cause": {"interval": 1200, "operator": 34},
                    "since_commit_ms": 12},
     "network": {"mode": "buffered", "egress": "held", "held_frames": 7, "held_bytes": 34500,
                 "hold_us": {"p50": 30000, "p99": 55000}, "lost_frames": 0},
@@ -40,6 +41,7 @@ Protected
   QEMU         11.1.3, pid 4711, /usr/bin/qemu-system-x86_64
   Checkpoints  1234, every 50.0 ms, last 12.0 ms ago, step idle
     pause      last 5.1 ms, p50 4.9 ms, p99 9.3 ms
+    commit     last 9.1 ms, p50 8.8 ms, p99 12.3 ms
     last       1.2 MiB, 312 pages
     by cause   interval 1200, operator 34
   Network      buffered, output held, 7 frames held, 33.7 KiB
