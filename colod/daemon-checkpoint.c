@@ -4,8 +4,8 @@
  * One checkpoint at a time: trigger (ingress stopped, then QMP), the gate's points in the order of
  * docs/ARCHITECTURE.md, LOADED, RESUME. With early resume RESUME comes before LOADED; the next one
  * waits for both. QEMU loses a trigger that comes before its RESUME, so the next epoch counts from
- * there, and a trigger that no REQUEST answers is given again. A cause that comes up meanwhile is
- * remembered and starts the next one at once.
+ * there, and a trigger that no REQUEST answers is given again. When the next one is due is
+ * checkpoint-policy.c's.
  */
 #include "daemon-private.h"
 
@@ -21,26 +21,6 @@ enum {
     TRIGGER_REPEAT_MS = 300, /* REQUEST follows a trigger within milliseconds */
     RESUME_GRACE_MS = 1000,  /* RESUME follows LOADED; if the event is lost we go on all the same */
 };
-
-const char *
-daemon_cause_name(CheckpointCause cause)
-{
-    switch (cause) {
-    case CAUSE_INTERVAL:
-        return "interval";
-    case CAUSE_HELD_BYTES:
-        return "held-bytes";
-    case CAUSE_LOST:
-        return "lost-frames";
-    case CAUSE_OPERATOR:
-        return "operator";
-    case CAUSE_QEMU:
-        return "qemu";
-    case N_CAUSES:
-        break;
-    }
-    return "unknown";
-}
 
 GateConfig
 daemon_gate_config(const Daemon *d)
@@ -62,52 +42,75 @@ add_duration(Durations *durations, gint64 us)
     durations->us[durations->n++ % DURATION_SAMPLES] = (guint32)CLAMP(us, 0, (gint64)G_MAXUINT32);
 }
 
-/* ---- policy ---- */
+/* ---- when ---- */
+
+void
+daemon_checkpoints_init(Daemon *d)
+{
+    const Config *config = d->config;
+
+    d->checkpoints.policy.config = (CheckpointPolicyConfig){
+        .interval_ns = config->interval_ms * NS_PER_MS,
+    };
+}
+
+static void start(Daemon *d);
 
 static gboolean
-on_interval(gpointer user_data)
+on_due(gpointer user_data)
 {
     Daemon *d = user_data;
 
     daemon_clear_source(&d->checkpoints.timer);
-    daemon_checkpoint(d, CAUSE_INTERVAL);
+    start(d);
     return G_SOURCE_REMOVE;
 }
 
-static gboolean
-is_busy(const Daemon *d)
+/* Starts the next one now or when it is due. */
+static void
+start_when_due(Daemon *d)
 {
-    return d->checkpoints.running || d->checkpoints.awaiting_resume;
+    Checkpoints *c = &d->checkpoints;
+    const gint64 due_ns = checkpoint_policy_due_ns(&c->policy);
+    gint64 wait_ns;
+
+    if (due_ns == G_MAXINT64)
+        return;
+    daemon_clear_source(&c->timer);
+    wait_ns = due_ns - clock_now_ns();
+    if (wait_ns <= 0)
+        start(d);
+    else
+        c->timer = daemon_add_timer(d, (unsigned)((wait_ns + NS_PER_MS - 1) / NS_PER_MS), on_due);
 }
 
-/* The gate is through with a checkpoint, or QEMU runs again. */
+/* The guest runs and the gate is idle. */
 static void
-start_next_if_asked(Daemon *d)
+begin_epoch_if_over(Daemon *d)
 {
     Checkpoints *c = &d->checkpoints;
 
-    if (is_busy(d) || !c->asked_while_running)
+    if (c->running || c->awaiting_resume)
         return;
-    c->asked_while_running = FALSE;
-    daemon_checkpoint(d, c->next_cause);
+    checkpoint_policy_epoch(&c->policy, c->resumed_ns);
+    start_when_due(d);
 }
 
-/* The guest runs: its epoch begins. */
 static void
-begin_epoch(Daemon *d)
+vm_runs(Daemon *d)
 {
     Checkpoints *c = &d->checkpoints;
 
     daemon_clear_source(&c->timer);
     c->awaiting_resume = FALSE;
-    c->timer = daemon_add_timer(d, d->config->interval_ms, on_interval);
-    start_next_if_asked(d);
+    c->resumed_ns = clock_now_ns();
+    begin_epoch_if_over(d);
 }
 
 static gboolean
 on_resume_missed(gpointer user_data)
 {
-    begin_epoch(user_data);
+    vm_runs(user_data);
     return G_SOURCE_REMOVE;
 }
 
@@ -156,23 +159,23 @@ on_ingress_stopped(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
     d->checkpoints.timer = daemon_add_timer(d, TRIGGER_REPEAT_MS, on_trigger_unanswered);
 }
 
-void
-daemon_checkpoint(Daemon *d, CheckpointCause cause)
+static void
+start(Daemon *d)
 {
     Checkpoints *c = &d->checkpoints;
 
+    c->cause = checkpoint_policy_start(&c->policy, clock_now_ns());
+    c->running = TRUE;
+    proxy_set_ingress(d->proxy, FALSE, on_ingress_stopped, d);
+}
+
+void
+daemon_checkpoint(Daemon *d, CheckpointCause cause)
+{
     if (d->state != PAIR_PROTECTED || d->gate == NULL)
         return;
-    if (is_busy(d)) {
-        if (!c->asked_while_running)
-            c->next_cause = cause;
-        c->asked_while_running = TRUE;
-        return;
-    }
-    daemon_clear_source(&c->timer);
-    c->running = TRUE;
-    c->cause = cause;
-    proxy_set_ingress(d->proxy, FALSE, on_ingress_stopped, d);
+    checkpoint_policy_ask(&d->checkpoints.policy, cause);
+    start_when_due(d);
 }
 
 void
@@ -182,7 +185,8 @@ daemon_checkpoints_end(Daemon *d, const char *why)
     ControlRequest *request;
 
     daemon_clear_source(&c->timer);
-    c->running = c->asked_while_running = c->awaiting_resume = FALSE;
+    c->running = c->awaiting_resume = FALSE;
+    checkpoint_policy_reset(&c->policy);
     c->stopped_us = 0;
     while ((request = g_queue_pop_head(&c->requests)) != NULL)
         control_request_fail(request, "failed", "no checkpoint: %s", why);
@@ -222,8 +226,9 @@ at_request(Daemon *d)
         return;
     }
     daemon_clear_source(&c->timer);
+    checkpoint_policy_ask(&c->policy, CAUSE_QEMU);
+    c->cause = checkpoint_policy_start(&c->policy, clock_now_ns());
     c->running = TRUE;
-    c->cause = CAUSE_QEMU;
     proxy_set_ingress(d->proxy, FALSE, on_request_quiesced, d);
 }
 
@@ -307,7 +312,7 @@ loaded(Daemon *d, Gate *gate)
     c->running = FALSE;
     if (!daemon_gate_config(d).early_resume)
         await_resume(d);
-    start_next_if_asked(d);
+    begin_epoch_if_over(d);
 }
 
 static void
@@ -421,5 +426,5 @@ daemon_vm_resumed(Vm *vm G_GNUC_UNUSED, gint64 timestamp_us, gpointer user_data)
         add_duration(&c->pauses, timestamp_us - c->stopped_us);
     c->stopped_us = 0;
     if (c->awaiting_resume)
-        begin_epoch(d);
+        vm_runs(d);
 }

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "arbiter.h"
+#include "checkpoint-policy.h"
 #include "config.h"
 #include "control-server.h"
 #include "daemon.h"
@@ -29,15 +30,6 @@
 #include <glib.h>
 #include <json-c/json.h>
 
-typedef enum CheckpointCause {
-    CAUSE_INTERVAL,   /* the longest epoch is over */
-    CAUSE_HELD_BYTES, /* held output came near its bound */
-    CAUSE_LOST,       /* the kernel dropped frames of the guest before we saw them */
-    CAUSE_OPERATOR,
-    CAUSE_QEMU, /* not asked for */
-    N_CAUSES,
-} CheckpointCause;
-
 enum { DURATION_SAMPLES = 1024 };
 
 /* The last of them, for percentiles. */
@@ -47,11 +39,12 @@ typedef struct Durations {
 } Durations;
 
 typedef struct Checkpoints {
+    CheckpointPolicy policy;
     gboolean running;         /* from trigger to LOADED */
     gboolean awaiting_resume; /* QEMU was told to go on and has not said RESUME */
-    gboolean asked_while_running;
-    CheckpointCause cause, next_cause;
-    GSource *timer;
+    CheckpointCause cause;    /* of the one that runs */
+    GSource *timer;           /* the next one is due; QEMU is to answer; RESUME is to come */
+    gint64 resumed_ns;
     guint64 count;
     guint64 by_cause[N_CAUSES];
     gint64 stopped_us; /* QEMU's clock at STOP, 0: runs */
@@ -162,7 +155,7 @@ void daemon_renew_link(Daemon *d, const char *why);
 /* daemon-checkpoint.c */
 extern const GateHandlers daemon_gate_handlers;
 extern const ProxyHandlers daemon_proxy_handlers;
-const char *daemon_cause_name(CheckpointCause cause);
+void daemon_checkpoints_init(Daemon *d);
 void daemon_checkpoint(Daemon *d, CheckpointCause cause);
 void daemon_checkpoints_end(Daemon *d, const char *why);
 void daemon_vm_stopped(Vm *vm, gint64 timestamp_us, gpointer user_data);

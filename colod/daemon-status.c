@@ -150,7 +150,7 @@ checkpoint_status(const Daemon *d)
     json_object *causes = json_object_new_object();
 
     for (unsigned i = 0; i < N_CAUSES; i++)
-        add_int(causes, daemon_cause_name((CheckpointCause)i), (gint64)c->by_cause[i]);
+        add_int(causes, checkpoint_cause_name((CheckpointCause)i), (gint64)c->by_cause[i]);
     add_int(object, "count", (gint64)c->count);
     add_int(object, "interval_ms", d->config->interval_ms);
     add_string(object, "step", d->gate ? gate_step_name(gate_step(d->gate)) : "none");

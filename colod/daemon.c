@@ -300,6 +300,7 @@ daemon_new(Config *config, const char *run_dir, const char *state_dir, GError **
     d->migration_fd = -1;
     d->retry_ms = RETRY_FIRST_MS;
     d->log = event_log_new(config->vm_name);
+    daemon_checkpoints_init(d);
     if (!prepare_paths(d, run_dir, state_dir, error) ||
         !host_state_load(d->state_path, &d->wanted_state, error))
         return NULL;
