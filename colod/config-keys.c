@@ -12,13 +12,16 @@
 
 static const char *const accels[] = {"tcg", "kvm", NULL};
 static const char *const ports[] = {"tap", "stream", NULL};
-static const char *const modes[] = {"buffered", NULL};
+static const char *const modes[] = {"buffered", "lockstep", NULL};
+static const char *const policies[] = {"size", "full", "pass", NULL};
 static const char *const roles[] = {"primary", "secondary", NULL};
 static const char *const arbiters[] = {"manual", "file", NULL};
 
 static_assert(CONFIG_ROLE_PRIMARY == 0 && CONFIG_ROLE_SECONDARY == 1, "order of roles[]");
 static_assert(CONFIG_ARBITER_MANUAL == 0 && CONFIG_ARBITER_FILE == 1, "order of arbiters[]");
-static_assert(CONFIG_NETWORK_BUFFERED == 0, "order of modes[]");
+static_assert(CONFIG_NETWORK_BUFFERED == 0 && CONFIG_NETWORK_LOCKSTEP == 1, "order of modes[]");
+static_assert(CONFIG_POLICY_SIZE == 0 && CONFIG_POLICY_FULL == 1 && CONFIG_POLICY_PASS == 2,
+              "order of policies[]");
 static_assert(CONFIG_PORT_TAP == 0 && CONFIG_PORT_STREAM == 1, "order of ports[]");
 static_assert(sizeof(ConfigRole) == sizeof(unsigned), "enums are stored as unsigned");
 
@@ -59,9 +62,18 @@ const ConfigKey config_keys[] = {
      .choices = modes, .doc = "when the guest's output may leave"},
     {"network", "hold-limit-mib", CONFIG_TYPE_UINT, MEMBER(hold_limit_mib), .standard = "64",
      .min = 1, .max = 4096, .doc = "the bound of held output per NIC in MiB"},
+    {"network", "compare-timeout-ms", CONFIG_TYPE_UINT, MEMBER(compare_timeout_ms),
+     .standard = "200", .min = 10, .max = 10000,
+     .doc = "how long a frame of one guest may wait for the other guest's in ms"},
+    {"network", "other-frames", CONFIG_TYPE_ENUM, MEMBER(other_frames), .standard = "size",
+     .choices = policies, .doc = "how frames are compared that are no TCP, UDP or ICMP"},
+    {"network", "adaptive", CONFIG_TYPE_BOOL, MEMBER(adaptive), .standard = "true",
+     .doc = "whether epochs become short for a while when the guests differ often"},
 
-    {"checkpoint", "interval-ms", CONFIG_TYPE_UINT, MEMBER(interval_ms), .standard = "50",
+    {"checkpoint", "interval-ms", CONFIG_TYPE_UINT, MEMBER(interval_ms),
      .min = 5, .max = 60000, .doc = "the longest time between two checkpoints in ms"},
+    {"checkpoint", "spacing-ms", CONFIG_TYPE_UINT, MEMBER(spacing_ms), .standard = "10",
+     .min = 0, .max = 1000, .doc = "the shortest time between two checkpoints in ms"},
     {"checkpoint", "message-timeout-ms", CONFIG_TYPE_UINT, MEMBER(message_timeout_ms),
      .standard = "2000", .min = 10, .max = 60000, .doc = "the deadline of each COLO message in ms"},
     {"checkpoint", "transfer-timeout-ms", CONFIG_TYPE_UINT, MEMBER(transfer_timeout_ms),
@@ -256,8 +268,6 @@ parse_choice(const ConfigKey *key, const char *text, void *field)
 
     g_autofree char *choices = list_of_choices(key);
 
-    if (g_str_equal(key->key, "mode") && g_str_equal(text, "lockstep"))
-        return g_strdup("lockstep comes with a later version of colod; use buffered");
     return g_strdup_printf("'%s' is not known; use %s", text, choices);
 }
 

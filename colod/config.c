@@ -483,6 +483,17 @@ check_arbiter(const Parse *parse, GError **error)
     return TRUE;
 }
 
+/* A buffered network waits for each checkpoint, a lock-stepping one only for those it needs. */
+static void
+choose_interval(Config *config)
+{
+    enum { BUFFERED_MS = 50, LOCKSTEP_MS = 10000 };
+
+    if (config->interval_ms == 0)
+        config->interval_ms =
+            config->network_mode == CONFIG_NETWORK_LOCKSTEP ? LOCKSTEP_MS : BUFFERED_MS;
+}
+
 static gboolean
 read_all(const Parse *parse, GError **error)
 {
@@ -493,6 +504,7 @@ read_all(const Parse *parse, GError **error)
             !read_key(parse, key, key->group, parse->config, error))
             return FALSE;
     }
+    choose_interval(parse->config);
     return read_nics(parse, error) && check_boot(parse, error) && check_peer(parse, error) &&
            check_arbiter(parse, error);
 }
@@ -654,6 +666,7 @@ config_guest_digest(const Config *config, GError **error)
     digest_text(sum, "cpu-model", config->cpu_model);
     digest_uint(sum, "cpus", config->cpus);
     digest_uint(sum, "memory-mib", config->memory_mib);
+    digest_uint(sum, "network-mode", config->network_mode);
     digest_uint(sum, "nics", config->n_nics);
     for (unsigned i = 0; i < config->n_nics; i++) {
         digest_text(sum, "model", config->nics[i].model);

@@ -11,7 +11,15 @@ enum { CONFIG_MAX_NICS = 8 };
 
 typedef enum ConfigRole { CONFIG_ROLE_PRIMARY, CONFIG_ROLE_SECONDARY } ConfigRole;
 typedef enum ConfigArbiter { CONFIG_ARBITER_MANUAL, CONFIG_ARBITER_FILE } ConfigArbiter;
-typedef enum ConfigNetworkMode { CONFIG_NETWORK_BUFFERED } ConfigNetworkMode;
+typedef enum ConfigNetworkMode {
+    CONFIG_NETWORK_BUFFERED,
+    CONFIG_NETWORK_LOCKSTEP
+} ConfigNetworkMode;
+typedef enum ConfigPolicy {
+    CONFIG_POLICY_SIZE,
+    CONFIG_POLICY_FULL,
+    CONFIG_POLICY_PASS
+} ConfigPolicy;
 typedef enum ConfigPort { CONFIG_PORT_TAP, CONFIG_PORT_STREAM } ConfigPort;
 
 typedef struct ConfigNic {
@@ -45,9 +53,13 @@ typedef struct Config {
     /* [network] */
     ConfigNetworkMode network_mode;
     unsigned hold_limit_mib;
+    unsigned compare_timeout_ms;
+    ConfigPolicy other_frames;
+    bool adaptive;
 
     /* [checkpoint] */
-    unsigned interval_ms;
+    unsigned interval_ms; /* default: by network_mode */
+    unsigned spacing_ms;
     unsigned message_timeout_ms;
     unsigned transfer_timeout_ms;
     unsigned migration_timeout_ms;

@@ -82,7 +82,11 @@ START_TEST(unit_defaults)
     ck_assert_uint_eq(config->n_nics, 0);
     ck_assert_int_eq(config->network_mode, CONFIG_NETWORK_BUFFERED);
     ck_assert_uint_eq(config->hold_limit_mib, 64);
+    ck_assert_uint_eq(config->compare_timeout_ms, 200);
+    ck_assert_int_eq(config->other_frames, CONFIG_POLICY_SIZE);
+    ck_assert(config->adaptive);
     ck_assert_uint_eq(config->interval_ms, 50);
+    ck_assert_uint_eq(config->spacing_ms, 10);
     ck_assert_uint_eq(config->message_timeout_ms, 2000);
     ck_assert_uint_eq(config->transfer_timeout_ms, 10000);
     ck_assert_uint_eq(config->migration_timeout_ms, 10000);
@@ -125,6 +129,18 @@ START_TEST(unit_values)
     ck_assert_str_eq(config->arbiter_path, "/srv/x");
     ck_assert(config->test_hooks);
     ck_assert_uint_eq(config->interval_ms, 5);
+}
+END_TEST
+
+START_TEST(unit_interval_by_mode)
+{
+    g_autoptr(Config) lockstep = parse_more("[network]\nmode=lockstep\n");
+    g_autoptr(Config) short_epochs =
+        parse_more("[network]\nmode=lockstep\n[checkpoint]\ninterval-ms=1000\n");
+
+    ck_assert_int_eq(lockstep->network_mode, CONFIG_NETWORK_LOCKSTEP);
+    ck_assert_uint_eq(lockstep->interval_ms, 10000);
+    ck_assert_uint_eq(short_epochs->interval_ms, 1000);
 }
 END_TEST
 
@@ -353,8 +369,11 @@ START_TEST(err_malformed_values)
         {"nic0", "bridge", "br%d", "no interface name"},
         {"nic0", "tap", "sixteen-letters-", "no interface name"},
         {"nic0", "port", "vhost", "use tap or stream"},
-        {"network", "mode", "lockstep", "later version"},
-        {"network", "mode", "fast", "use buffered"},
+        {"network", "mode", "fast", "use buffered or lockstep"},
+        {"network", "compare-timeout-ms", "9", "use 10 to 10000"},
+        {"network", "other-frames", "none", "use size or full or pass"},
+        {"network", "adaptive", "yes", "neither true nor false"},
+        {"checkpoint", "spacing-ms", "-1", "use 0 to 1000"},
         {"host", "name", "-a", "no host name"},
         {"host", "name", "a_b", "no host name"},
         {"host", "name", "a..b", "no host name"},
@@ -505,7 +524,7 @@ START_TEST(unit_digest_covers_what_the_guest_sees)
 }
 END_TEST
 
-CHECK_MAIN("config", unit_defaults, unit_values, unit_extra_args_and_kernel,
+CHECK_MAIN("config", unit_defaults, unit_values, unit_interval_by_mode, unit_extra_args_and_kernel,
            unit_default_tap_keeps_the_number_when_cut, unit_sample_loads_and_names_every_key,
            unit_every_key_has_a_default_that_is_valid, unit_every_key_is_in_the_man_page,
            err_file_missing_too_large_or_a_folder, err_vm_name, err_not_a_key_file,
