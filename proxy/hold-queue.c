@@ -4,16 +4,14 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "counter.h"
-#include "fd.h"
+#include "ring-map.h"
 
 typedef struct Entry {
-    int64_t arrived_ns;
+    int64_t stamp;
     uint32_t len;
     uint32_t offset; /* of the frame behind the header */
 } Entry;
@@ -64,36 +62,6 @@ entry_at(const HoldQueue *queue, size_t position)
     return (Entry *)(void *)(queue->ring + position);
 }
 
-/* Maps the same @bytes twice in a row. NULL and errno on failure. */
-static uint8_t *
-map_twice(size_t bytes)
-{
-    auto_fd int fd = memfd_create("colod-hold", MFD_CLOEXEC);
-
-    /* fallocate(): too little memory is an error now, not a SIGBUS in the middle of a checkpoint.
-     */
-    if (fd < 0 || ftruncate(fd, (off_t)bytes) < 0 || fallocate(fd, 0, 0, (off_t)bytes) < 0)
-        return NULL;
-
-    void *space = mmap(NULL, 2 * bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-    if (space == MAP_FAILED)
-        return NULL;
-    for (unsigned i = 0; i < 2; i++) {
-        void *want = (uint8_t *)space + i * bytes;
-
-        if (mmap(want, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd,
-                 0) == MAP_FAILED) {
-            int saved_errno = errno;
-
-            (void)munmap(space, 2 * bytes);
-            errno = saved_errno;
-            return NULL;
-        }
-    }
-    return space;
-}
-
 HoldQueue *
 hold_queue_new(size_t max_bytes)
 {
@@ -106,7 +74,7 @@ hold_queue_new(size_t max_bytes)
     }
 
     size_t ring_bytes = (max_bytes + page - 1) / page * page;
-    uint8_t *ring = map_twice(ring_bytes);
+    uint8_t *ring = ring_map_new(ring_bytes);
 
     if (!ring)
         return NULL;
@@ -124,7 +92,7 @@ hold_queue_free(HoldQueue *queue)
 {
     if (!queue)
         return;
-    (void)munmap(queue->ring, 2 * queue->ring_bytes);
+    ring_map_free(queue->ring, queue->ring_bytes);
     g_free(queue);
 }
 
@@ -153,8 +121,8 @@ nearest_alias(const HoldQueue *queue, const uint8_t *place, const uint8_t *data)
     return from >= to + queue->ring_bytes ? data - queue->ring_bytes : data;
 }
 
-void
-hold_queue_append(HoldQueue *queue, const uint8_t *data, size_t len, int64_t arrived_ns)
+uint8_t *
+hold_queue_append(HoldQueue *queue, const uint8_t *data, size_t len, int64_t stamp)
 {
     g_assert(len <= HOLD_QUEUE_FRAME_MAX && hold_queue_room(queue) > 0);
 
@@ -170,7 +138,7 @@ hold_queue_append(HoldQueue *queue, const uint8_t *data, size_t len, int64_t arr
 
     Entry *entry = entry_at(queue, queue->tail);
 
-    *entry = (Entry){.arrived_ns = arrived_ns, .len = (uint32_t)len, .offset = offset};
+    *entry = (Entry){.stamp = stamp, .len = (uint32_t)len, .offset = offset};
     size_t bytes = entry_bytes(entry);
 
     queue->tail = (queue->tail + bytes) % queue->ring_bytes;
@@ -179,6 +147,7 @@ hold_queue_append(HoldQueue *queue, const uint8_t *data, size_t len, int64_t arr
     counter_add(&queue->bytes, bytes);
     counter_set(&queue->bytes_peak,
                 MAX(counter_get(&queue->bytes_peak), counter_get(&queue->bytes)));
+    return place + offset;
 }
 
 static Mark *
@@ -241,33 +210,71 @@ hold_queue_drop_all(HoldQueue *queue)
     return dropped;
 }
 
+static HeldFrame
+frame_at(const HoldQueue *queue, size_t position)
+{
+    const Entry *entry = entry_at(queue, position);
+
+    return (HeldFrame){.data = queue->ring + position + sizeof(Entry) + entry->offset,
+                       .len = entry->len,
+                       .stamp = entry->stamp};
+}
+
 bool
 hold_queue_peek(const HoldQueue *queue, HeldFrame *ret_frame)
 {
-    if (queue->head_sequence == queue->released_sequence)
+    return hold_queue_peek_many(queue, ret_frame, 1) == 1;
+}
+
+unsigned
+hold_queue_peek_many(const HoldQueue *queue, HeldFrame *ret_frames, unsigned max)
+{
+    size_t position = queue->head;
+    unsigned n = (unsigned)MIN(queue->released_sequence - queue->head_sequence, max);
+
+    for (unsigned i = 0; i < n; i++) {
+        ret_frames[i] = frame_at(queue, position);
+        position = (position + entry_bytes(entry_at(queue, position))) % queue->ring_bytes;
+    }
+    return n;
+}
+
+bool
+hold_queue_peek_oldest(const HoldQueue *queue, HeldFrame *ret_frame)
+{
+    if (queue->head_sequence == queue->tail_sequence)
         return false;
-
-    const Entry *entry = entry_at(queue, queue->head);
-
-    *ret_frame = (HeldFrame){.data = queue->ring + queue->head + sizeof(Entry) + entry->offset,
-                             .len = entry->len,
-                             .arrived_ns = entry->arrived_ns};
+    *ret_frame = frame_at(queue, queue->head);
     return true;
+}
+
+void
+hold_queue_drop_oldest(HoldQueue *queue)
+{
+    g_assert(queue->head_sequence < queue->tail_sequence);
+
+    size_t bytes = entry_bytes(entry_at(queue, queue->head));
+
+    queue->head = (queue->head + bytes) % queue->ring_bytes;
+    queue->head_sequence++;
+    queue->released_sequence = MAX(queue->released_sequence, queue->head_sequence);
+    counter_set(&queue->frames, counter_get(&queue->frames) - 1);
+    counter_set(&queue->bytes, counter_get(&queue->bytes) - bytes);
+    if (queue->head_sequence == queue->tail_sequence)
+        queue->head = queue->tail = 0;
 }
 
 void
 hold_queue_pop(HoldQueue *queue)
 {
     g_assert(queue->head_sequence < queue->released_sequence);
+    hold_queue_drop_oldest(queue);
+}
 
-    size_t bytes = entry_bytes(entry_at(queue, queue->head));
-
-    queue->head = (queue->head + bytes) % queue->ring_bytes;
-    queue->head_sequence++;
-    counter_set(&queue->frames, counter_get(&queue->frames) - 1);
-    counter_set(&queue->bytes, counter_get(&queue->bytes) - bytes);
-    if (queue->head_sequence == queue->tail_sequence)
-        queue->head = queue->tail = 0;
+bool
+hold_queue_has_held(const HoldQueue *queue)
+{
+    return queue->released_sequence < queue->tail_sequence;
 }
 
 guint64

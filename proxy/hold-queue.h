@@ -31,9 +31,9 @@ enum {
 };
 
 typedef struct HeldFrame {
-    const uint8_t *data;
+    uint8_t *data; /* the owner of the queue may change it in place */
     size_t len;
-    int64_t arrived_ns;
+    int64_t stamp; /* as appended: when it arrived, or another number of the owner's */
 } HeldFrame;
 
 /** Allocates everything. @max_bytes: the bound, at least HOLD_QUEUE_MIN_BYTES; each frame counts
@@ -51,8 +51,8 @@ unsigned hold_queue_room(const HoldQueue *queue);
 uint8_t *hold_queue_slot(const HoldQueue *queue, unsigned i);
 
 /** Appends a held frame. There must be room. @data may be (or begin up to HOLD_QUEUE_HEADROOM bytes
- * before) a slot's buffer. */
-void hold_queue_append(HoldQueue *queue, const uint8_t *data, size_t len, int64_t arrived_ns);
+ * before) a slot's buffer. Returns where it lies now. */
+uint8_t *hold_queue_append(HoldQueue *queue, const uint8_t *data, size_t len, int64_t stamp);
 
 /** All that is queued now is covered by @epoch, which is higher than every outstanding mark's. */
 void hold_queue_mark(HoldQueue *queue, guint64 epoch);
@@ -72,6 +72,15 @@ guint64 hold_queue_drop_all(HoldQueue *queue);
 /** The oldest frame, if it is released. It stays queued until hold_queue_pop(). */
 bool hold_queue_peek(const HoldQueue *queue, HeldFrame *ret_frame);
 void hold_queue_pop(HoldQueue *queue);
+/** The same for the first @max; returns how many. */
+unsigned hold_queue_peek_many(const HoldQueue *queue, HeldFrame *ret_frames, unsigned max);
+
+/** The oldest frame, released or held; hold_queue_drop_oldest() must only be called if there is
+ * one. */
+bool hold_queue_peek_oldest(const HoldQueue *queue, HeldFrame *ret_frame);
+void hold_queue_drop_oldest(HoldQueue *queue);
+/** Some frames are not released. */
+bool hold_queue_has_held(const HoldQueue *queue);
 
 /* Statistics, from any thread. Bytes include bookkeeping: they are what the bound counts. */
 guint64 hold_queue_frames(const HoldQueue *queue);

@@ -42,6 +42,7 @@ nic_fail_port(Nic *nic, int err)
     nic->port_readable = false;
     nic->ingress_len = 0;
     nic->ingress_stalled = false;
+    nic->ls.mirrored = false;
     tell_broken(nic, false, err);
 }
 
@@ -92,6 +93,15 @@ learn(Nic *nic, const uint8_t *frame, size_t len)
     pthread_mutex_unlock(&nic->book->lock);
 }
 
+void
+nic_enqueue(Nic *nic, const uint8_t *frame, size_t len, int64_t arrived_ns)
+{
+    uint8_t *place = hold_queue_append(nic->queue, frame, len, arrived_ns);
+
+    if (nic->ls.rewriting)
+        rewriter_egress(nic->ls.rewriter, place, len, nic->batch_ns);
+}
+
 static void
 take_frame(gpointer user_data, const uint8_t *frame, size_t len)
 {
@@ -102,16 +112,56 @@ take_frame(gpointer user_data, const uint8_t *frame, size_t len)
         return;
     }
     learn(nic, frame, len);
-    if (nic->egress == PROXY_EGRESS_DROP)
+    switch (nic->egress) {
+    case PROXY_EGRESS_DROP:
         counter_add(&nic->dropped, 1);
-    else
-        hold_queue_append(nic->queue, frame, len, nic->batch_ns);
+        break;
+    case PROXY_EGRESS_KEEP:
+    case PROXY_EGRESS_HOLD:
+    case PROXY_EGRESS_OPEN:
+        nic_enqueue(nic, frame, len, nic->batch_ns);
+        break;
+    case PROXY_EGRESS_COMPARE:
+        redirector_take(nic, frame, len);
+        break;
+    case PROXY_EGRESS_SHADOW:
+        shadow_take(nic, frame, len);
+        break;
+    }
+}
+
+/* How many frames of the largest size can be taken. */
+static unsigned
+egress_room(const Nic *nic)
+{
+    unsigned room = hold_queue_room(nic->queue);
+
+    if (nic->egress == PROXY_EGRESS_COMPARE)
+        return redirector_wants(nic, COMPARE_PRIMARY) ? hold_queue_room(nic->ls.stage) : 0;
+    if (nic->egress == PROXY_EGRESS_SHADOW && peer_stream_is_usable(&nic->lockstep->peer))
+        return MIN(room, peer_stream_room(&nic->lockstep->peer));
+    return room;
 }
 
 bool
 nic_wants_port_input(const Nic *nic)
 {
-    return nic->port && !nic->port_broken && hold_queue_room(nic->queue) > 0;
+    return nic->port && !nic->port_broken && egress_room(nic) > 0;
+}
+
+static void
+check_high(Nic *nic)
+{
+    guint64 bytes = hold_queue_bytes(nic->queue);
+
+    if (nic->told_high || (nic->egress != PROXY_EGRESS_HOLD && nic->egress != PROXY_EGRESS_COMPARE))
+        return;
+    if (nic->egress == PROXY_EGRESS_COMPARE)
+        bytes = redirector_held_bytes(nic);
+    if (bytes < nic->hold_max_bytes / 4 * 3)
+        return;
+    nic->told_high = true;
+    nic->news.hold_high = true;
 }
 
 /* Returns how many frames came. */
@@ -122,8 +172,9 @@ read_some(Nic *nic)
         return 0;
     nic->batch_ns = clock_now_ns();
 
-    int n = nic->port->ops->read(nic->port, nic->queue,
-                                 MIN(hold_queue_room(nic->queue), READ_SLICE), take_frame, nic);
+    const HoldQueue *buffers = nic->egress == PROXY_EGRESS_COMPARE ? nic->ls.stage : nic->queue;
+    int n = nic->port->ops->read(nic->port, buffers, MIN(egress_room(nic), READ_SLICE), take_frame,
+                                 nic);
 
     nic->lost_due = true;
     nic->port_readable = n > 0;
@@ -131,19 +182,40 @@ read_some(Nic *nic)
         nic_fail_port(nic, -n);
     if (nic->egress == PROXY_EGRESS_OPEN)
         hold_queue_release_all(nic->queue);
-    if (nic->egress == PROXY_EGRESS_HOLD && !nic->told_high &&
-        hold_queue_bytes(nic->queue) >= nic->hold_max_bytes / 4 * 3) {
-        nic->told_high = true;
-        nic->news.hold_high = true;
-    }
+    if (nic->egress == PROXY_EGRESS_COMPARE)
+        redirector_feed(nic);
+    check_high(nic);
     return n > 0 ? (unsigned)n : 0;
+}
+
+/* What was read before, but could not be taken. */
+static void
+read_stage(Nic *nic)
+{
+    nic->batch_ns = clock_now_ns();
+    if (nic->egress == PROXY_EGRESS_COMPARE) {
+        redirector_feed(nic);
+        return;
+    }
+    redirector_unstage(nic);
+    if (nic->egress == PROXY_EGRESS_OPEN)
+        hold_queue_release_all(nic->queue);
 }
 
 void
 nic_read(Nic *nic)
 {
+    if (nic->lockstep && hold_queue_frames(nic->ls.stage) > 0)
+        read_stage(nic);
     if (nic->port_readable)
         (void)read_some(nic);
+}
+
+static bool
+peer_is_full(const Nic *nic)
+{
+    return peer_stream_is_usable(&nic->lockstep->peer) &&
+           peer_stream_room(&nic->lockstep->peer) == 0;
 }
 
 void
@@ -152,6 +224,10 @@ nic_drain(Nic *nic)
     for (unsigned done = 0; done < DRAIN_MAX_FRAMES;) {
         unsigned n = read_some(nic);
 
+        if (n == 0 && nic->egress == PROXY_EGRESS_SHADOW && peer_is_full(nic)) {
+            peer_stream_flush(&nic->lockstep->peer);
+            n = read_some(nic);
+        }
         if (n == 0)
             break;
         done += n;
@@ -206,12 +282,20 @@ nic_flush(Nic *nic)
 
     int64_t now_ns = clock_now_ns();
 
+    if (nic->egress == PROXY_EGRESS_COMPARE && !lockstep_has_lease(nic->lockstep, now_ns)) {
+        if (!nic->ls.lease_wait)
+            counter_add(&nic->ls.lease_waits, 1);
+        nic->ls.lease_wait = true;
+        return;
+    }
+    nic->ls.lease_wait = false;
+
     for (unsigned i = 0; i < FLUSH_SLICE && hold_queue_peek(nic->queue, &frame); i++) {
         if (write_lan(nic, &frame) < 0) {
             nic->lan_blocked = true;
             return;
         }
-        histogram_add(&nic->hold_us, (uint64_t)MAX(now_ns - frame.arrived_ns, 0) / NS_PER_US);
+        histogram_add(&nic->hold_us, (uint64_t)MAX(now_ns - frame.stamp, 0) / NS_PER_US);
         hold_queue_pop(nic->queue);
     }
 }
@@ -220,7 +304,8 @@ nic_flush(Nic *nic)
 static bool
 is_quiet(ProxyEgress egress)
 {
-    return egress == PROXY_EGRESS_DROP || egress == PROXY_EGRESS_KEEP;
+    return egress == PROXY_EGRESS_DROP || egress == PROXY_EGRESS_KEEP ||
+           egress == PROXY_EGRESS_SHADOW;
 }
 
 /* While the VM is quiet its LAN tap is emptied: at a failover the guest must not be fed what was
@@ -228,7 +313,17 @@ is_quiet(ProxyEgress egress)
 static bool
 discards_ingress(const Nic *nic)
 {
-    return !nic->ingress_on && is_quiet(nic->egress) && !(nic->port && nic->port->partial);
+    return !nic->ingress_on && is_quiet(nic->egress) &&
+           !(nic->port && nic->port->partial && nic->ingress_len > 0);
+}
+
+/* The peer has, or can be given, a copy of the next frame. */
+static bool
+can_mirror(const Nic *nic)
+{
+    return nic->egress != PROXY_EGRESS_COMPARE || nic->ls.mirrored ||
+           !peer_stream_is_usable(&nic->lockstep->peer) ||
+           peer_stream_room(&nic->lockstep->peer) > 0;
 }
 
 bool
@@ -236,8 +331,8 @@ nic_wants_lan_input(const Nic *nic)
 {
     if (nic->lan_broken)
         return false;
-    return discards_ingress(nic) ||
-           (nic->ingress_on && nic->port && !nic->port_broken && !nic->ingress_stalled);
+    return discards_ingress(nic) || (nic->ingress_on && nic->port && !nic->port_broken &&
+                                     !nic->ingress_stalled && can_mirror(nic));
 }
 
 /* Makes sure that a frame is under way. False: none is there. */
@@ -255,10 +350,14 @@ next_ingress(Nic *nic)
             nic->lan_readable = false;
             return false;
         }
-        if (n >= PORT_VNET_BYTES + PORT_ETHERNET_BYTES)
-            nic->ingress_len = (size_t)n;
-        else
+        if (n < PORT_VNET_BYTES + PORT_ETHERNET_BYTES) {
             counter_add(&nic->lost, 1);
+            continue;
+        }
+        nic->ingress_len = (size_t)n;
+        nic->ls.mirrored = false;
+        if (nic->ls.rewriting)
+            rewriter_ingress(nic->ls.rewriter, nic->ingress, nic->ingress_len, nic->batch_ns);
     }
     return true;
 }
@@ -275,11 +374,10 @@ stall_ingress(Nic *nic, int64_t now_ns)
     nic->ingress_backoff_ns = MIN(nic->ingress_backoff_ns * 2, INGRESS_RETRY_LAST_NS);
 }
 
-/* False: the guest does not take it now. */
-static bool
-give_ingress(Nic *nic, int64_t now_ns)
+bool
+nic_give(Nic *nic, const uint8_t *frame, size_t len, int64_t now_ns)
 {
-    int r = nic->port->ops->write(nic->port, nic->ingress, nic->ingress_len);
+    int r = nic->port->ops->write(nic->port, frame, len);
 
     if (r == -EAGAIN) {
         stall_ingress(nic, now_ns);
@@ -293,10 +391,23 @@ give_ingress(Nic *nic, int64_t now_ns)
         counter_add(&nic->lost, 1);
     } else {
         counter_add(&nic->ingress_frames, 1);
-        counter_add(&nic->ingress_bytes, nic->ingress_len - PORT_VNET_BYTES);
+        counter_add(&nic->ingress_bytes, len - PORT_VNET_BYTES);
     }
-    nic->ingress_len = 0;
     nic->ingress_backoff_ns = INGRESS_RETRY_FIRST_NS;
+    nic->ingress_given_ns = now_ns;
+    return true;
+}
+
+/* False: there is none, or it must wait. */
+static bool
+pump_one(Nic *nic, int64_t now_ns)
+{
+    if (!next_ingress(nic))
+        return false;
+    if (!discards_ingress(nic) &&
+        (!redirector_mirror(nic) || !nic_give(nic, nic->ingress, nic->ingress_len, now_ns)))
+        return false;
+    nic->ingress_len = 0;
     return true;
 }
 
@@ -307,14 +418,15 @@ nic_pump(Nic *nic, int64_t now_ns)
         nic->ingress_stalled = false;
         nic->lan_readable = true;
     }
-    for (unsigned i = 0; i < PUMP_SLICE && nic->lan_readable && nic_wants_lan_input(nic); i++) {
-        if (!next_ingress(nic))
-            return;
-        if (discards_ingress(nic))
-            nic->ingress_len = 0;
-        else if (!give_ingress(nic, now_ns))
+    /* What the peer mirrored before a takeover comes before what the LAN has. */
+    if (nic->lockstep) {
+        shadow_pump(nic, now_ns);
+        if (!discards_ingress(nic) && hold_queue_frames(nic->ls.inbox) > 0)
             return;
     }
+    for (unsigned i = 0; i < PUMP_SLICE && nic->lan_readable && nic_wants_lan_input(nic); i++)
+        if (!pump_one(nic, now_ns))
+            return;
 }
 
 void
@@ -332,19 +444,55 @@ nic_check_lost(Nic *nic, int64_t now_ns)
     nic->news.lost += lost;
 }
 
-void
-nic_set_egress(Nic *nic, ProxyEgress egress)
+/* What a mode has beside the hold queue; returns the engine that is not needed any more. */
+static Compare *
+leave_egress(Nic *nic, ProxyEgress next)
 {
+    switch (nic->egress) {
+    case PROXY_EGRESS_COMPARE:
+        return redirector_end(nic, next, clock_now_ns());
+    case PROXY_EGRESS_SHADOW:
+        if (is_quiet(next))
+            shadow_drop(nic);
+        else
+            shadow_takeover(nic, clock_now_ns());
+        break;
+    case PROXY_EGRESS_DROP:
+    case PROXY_EGRESS_KEEP:
+    case PROXY_EGRESS_HOLD:
+    case PROXY_EGRESS_OPEN:
+        break;
+    }
+    return NULL;
+}
+
+void
+nic_set_egress(Nic *nic, ProxyEgress egress, Compare **engine)
+{
+    /* Within one pair: what is held waits for its commit. */
+    const bool stays_held = (nic->egress == PROXY_EGRESS_HOLD && egress == PROXY_EGRESS_COMPARE) ||
+                            (nic->egress == PROXY_EGRESS_COMPARE && egress == PROXY_EGRESS_HOLD);
+
     if (egress == nic->egress && egress != PROXY_EGRESS_KEEP)
         return;
+
+    Compare *ended = leave_egress(nic, egress);
+
     if (is_quiet(egress))
         counter_add(&nic->dropped, hold_queue_drop_all(nic->queue));
-    else
+    else if (!stays_held)
         hold_queue_release_all(nic->queue);
     nic->egress = egress;
     nic->told_high = false;
     nic->port_readable = true;
     nic->lan_readable = true;
+    if (egress == PROXY_EGRESS_COMPARE) {
+        nic->ls.held_before = hold_queue_has_held(nic->queue);
+        redirector_begin(nic, *engine, clock_now_ns());
+        *engine = NULL;
+    }
+    if (ended)
+        *engine = ended;
 }
 
 void
@@ -359,6 +507,6 @@ bool
 nic_is_runnable(const Nic *nic)
 {
     return (nic->port_readable && nic_wants_port_input(nic)) ||
-           (nic_has_released(nic) && !nic->lan_blocked) ||
-           (nic->lan_readable && nic_wants_lan_input(nic));
+           (nic_has_released(nic) && !nic->lan_blocked && !nic->ls.lease_wait) ||
+           (nic->lan_readable && nic_wants_lan_input(nic)) || shadow_has_due(nic);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* nic.h - the data path of one NIC: guest port, hold queue, LAN tap. Proxy thread only. */
+/* nic.h - the data path of one NIC: guest port, hold queue, LAN tap, lock-stepping. Proxy thread
+ * only. */
 #pragma once
 
 #include <pthread.h>
@@ -8,6 +9,7 @@
 #include "counter.h"
 #include "histogram.h"
 #include "hold-queue.h"
+#include "lockstep.h"
 #include "port.h"
 #include "proxy.h"
 
@@ -24,9 +26,10 @@ typedef struct NicNews {
     bool broken;
     bool broken_lan; /* the LAN tap, not the guest port */
     int broken_errno;
+    ProxyDivergence divergence; /* count 0: none */
 } NicNews;
 
-typedef struct Nic {
+struct Nic {
     ProxyNic config; /* strings owned */
     unsigned index;
     gsize hold_max_bytes;
@@ -42,12 +45,13 @@ typedef struct Nic {
     bool port_readable; /* reading may give something */
     bool lan_readable;
     bool lan_blocked;     /* writing gave EAGAIN */
-    bool ingress_stalled; /* the port did not take the frame in @ingress */
+    bool ingress_stalled; /* the port did not take the frame offered last */
     int64_t ingress_retry_ns;
     int64_t ingress_backoff_ns;
     size_t ingress_len; /* 0: none under way */
     uint8_t *ingress;
 
+    int64_t ingress_given_ns; /* when the guest was given a frame last */
     int64_t batch_ns;
     AddressSighting last_source[2]; /* by family: most frames come from the same address */
     bool told_high;
@@ -59,7 +63,10 @@ typedef struct Nic {
 
     Counter egress_frames, egress_bytes, ingress_frames, ingress_bytes, dropped, lost;
     Histogram hold_us;
-} Nic;
+
+    Lockstep *lockstep; /* NULL: buffered mode only */
+    NicLockstep ls;
+};
 
 /** Reads what the guest sent, at most a slice, and treats it by the rule in force. */
 void nic_read(Nic *nic);
@@ -72,9 +79,16 @@ void nic_pump(Nic *nic, int64_t now_ns);
 /** Looks for lost frames, at most every 100 ms. */
 void nic_check_lost(Nic *nic, int64_t now_ns);
 
-/** The rule for what the guest sends from now on; the caller has drained. */
-void nic_set_egress(Nic *nic, ProxyEgress egress);
+/** The rule for what the guest sends from now on; the caller has drained. *@engine: for COMPARE, a
+ * new engine; on return one to be freed (by another thread), or NULL. */
+void nic_set_egress(Nic *nic, ProxyEgress egress, Compare **engine);
 void nic_release(Nic *nic, guint64 epoch);
+
+/** Appends to the hold queue what the guest said, as the LAN is to see it. */
+void nic_enqueue(Nic *nic, const uint8_t *frame, size_t len, int64_t arrived_ns);
+/** Offers the guest a frame. False: not now (or never: the port is broken). True: it is done with.
+ */
+bool nic_give(Nic *nic, const uint8_t *frame, size_t len, int64_t now_ns);
 
 void nic_fail_port(Nic *nic, int err);
 void nic_fail_lan(Nic *nic, int err);

@@ -10,7 +10,9 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <linux/sockios.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -172,6 +174,14 @@ stream_take_lost(Port *port)
     return 0;
 }
 
+static bool
+stream_is_idle(Port *port)
+{
+    int bytes = 0;
+
+    return !port->partial && (ioctl(port->fd, SIOCOUTQ, &bytes) < 0 || bytes == 0);
+}
+
 static void
 stream_close(Port *port)
 {
@@ -183,6 +193,7 @@ static const PortOps stream_ops = {
     .read = stream_read,
     .write = stream_write,
     .take_lost = stream_take_lost,
+    .is_idle = stream_is_idle,
     .close = stream_close,
     .write_polls = true,
 };

@@ -31,6 +31,8 @@ typedef struct PortOps {
     /* Frames of the guest that were lost since the last call: a system call, not for every frame.
      */
     guint64 (*take_lost)(Port *port);
+    /* QEMU has taken all that was written, as far as that can be seen. A system call. */
+    bool (*is_idle)(Port *port);
     void (*close)(Port *port);
     bool write_polls;
 } PortOps;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* proxy-private.h - what proxy.c (control thread) and proxy-thread.c share */
+/* proxy-private.h - what proxy.c, proxy-lockstep.c (control thread), proxy-thread.c and
+ * proxy-command.c (proxy thread) share */
 #pragma once
 
 #include <pthread.h>
@@ -14,6 +15,11 @@ typedef enum CommandKind {
     COMMAND_RELEASE,
     COMMAND_ANNOUNCE,
     COMMAND_ATTACH,
+    COMMAND_ATTACH_PEER,
+    COMMAND_DETACH_PEER,
+    COMMAND_PAUSE,
+    COMMAND_COMMIT,
+    COMMAND_LOSE,
 } CommandKind;
 
 /* Made and freed by the control thread, so that the proxy thread never allocates. */
@@ -26,7 +32,13 @@ struct Command {
     guint64 epoch;
     int64_t lease_ns;
     unsigned nic;
-    Port *port;  /* COMMAND_ATTACH: owned until carried out */
+    Port *port;     /* COMMAND_ATTACH: owned until carried out */
+    ProxyPeer peer; /* COMMAND_ATTACH_PEER: the same, if its close is set */
+    guint64 serial; /* of the peer */
+    /* COMMAND_EGRESS: to be used; afterwards, those to be freed. */
+    Compare *engines[PROXY_MAX_NICS];
+    ProxyLoss loss;
+    unsigned n;
     bool notify; /* set by the proxy thread: @done is to run */
     ProxyDoneFunc done;
     gpointer user_data;
@@ -60,9 +72,17 @@ command_list_pop(CommandList *list)
     return command;
 }
 
+/* What the control thread is to be told of the channel. */
+typedef struct PeerNews {
+    bool ended;
+    PeerEnd end;
+    guint64 serial; /* which peer it was */
+} PeerNews;
+
 struct Proxy {
     /* Set before the thread starts, constant from then on. */
     unsigned n_nics;
+    bool has_lockstep, test_hooks;
     int wake_fd;  /* eventfd: control thread -> proxy thread */
     int reply_fd; /* eventfd: proxy thread -> control thread */
     int monitor_fd, epoll_fd;
@@ -72,17 +92,25 @@ struct Proxy {
     CommandList todo;    /* control -> proxy */
     CommandList replies; /* proxy -> control */
     NicNews news[PROXY_MAX_NICS];
+    PeerNews peer_news;
     bool quit;
 
-    AddressBook book; /* has its own lock */
+    AddressBook book;  /* has its own lock */
+    Lockstep lockstep; /* proxy thread, but for what says otherwise */
 
     /* Proxy thread only, once it runs (Counter and Histogram: also read elsewhere). */
     Nic nics[PROXY_MAX_NICS];
     CommandList finished; /* not yet in @replies */
     Command *leased;      /* the release whose frames are not all written yet */
-    bool egress_allowed;  /* not PROXY_EGRESS_DROP: announcing is allowed */
+    ProxyEgress egress;
+    bool egress_allowed; /* not PROXY_EGRESS_DROP: announcing is allowed */
     unsigned announce_step;
     int64_t announce_next_ns; /* 0: none */
+    Command *quiescing; /* ingress was stopped: until all has got there, or the time is over */
+    int64_t quiesce_until_ns;
+    guint64 peer_serial;
+    bool peer_pending;   /* frames of the peer can be taken without waiting */
+    PeerNews peer_ended; /* not yet in @peer_news */
 
     /* Control thread only. */
     unsigned refs;
@@ -93,7 +121,35 @@ struct Proxy {
     gpointer user_data;
     int guest_fds[PROXY_MAX_NICS];
     bool connected[PROXY_MAX_NICS];
+    guint64 peers_attached;
 };
+
+/** Gives the proxy thread a command (copied). Control thread. */
+void proxy_submit(Proxy *proxy, Command command);
+void proxy_wake(Proxy *proxy);
+
+/** Adds the figures of lock-stepping. Control thread. */
+void proxy_add_lockstep_stats(Proxy *proxy, ProxyStats *stats);
+/** Tells the handlers. Control thread. */
+void proxy_tell_divergence(Proxy *proxy, const ProxyDivergence *what);
+void proxy_tell_peer(Proxy *proxy, const PeerNews *news);
+
+/* proxy-command.c: the proxy thread. */
+
+/** Carries out a command; it goes to @finished, now or later. */
+void proxy_run_command(Proxy *proxy, Command *command);
+/** Looks whether the release under way is written, or its lease over. */
+void proxy_check_lease(Proxy *proxy);
+/** Looks whether ingress that was stopped has got to the guests. */
+void proxy_check_quiesced(Proxy *proxy, int64_t now_ns);
+/** When to look again; INT64_MAX: no need. */
+int64_t proxy_quiesce_deadline_ns(const Proxy *proxy, int64_t now_ns);
+/** The mode in force is one in which the channel is read. */
+bool proxy_reads_peer(const Proxy *proxy);
+
+typedef enum WatchKind { WATCH_WAKE, WATCH_MONITOR, WATCH_PORT, WATCH_LAN, WATCH_PEER } WatchKind;
+
+int proxy_watch(Proxy *proxy, int operation, int fd, WatchKind kind, unsigned nic, uint32_t events);
 
 /** The proxy thread's main function; @arg: the Proxy. */
 void *proxy_thread_main(void *arg);

@@ -13,11 +13,9 @@
 #include "clock.h"
 #include "link.h"
 
-typedef enum WatchKind { WATCH_WAKE, WATCH_MONITOR, WATCH_PORT, WATCH_LAN } WatchKind;
-
 enum {
     WATCH_NIC_BITS = 8, /* epoll data: kind << 8 | NIC */
-    MAX_EVENTS = 2 + 2 * PROXY_MAX_NICS,
+    MAX_EVENTS = 3 + 2 * PROXY_MAX_NICS,
 };
 
 /* Not a set of events that epoll knows: the descriptor is taken out of it. */
@@ -26,8 +24,8 @@ static const uint32_t WATCH_NEVER = UINT32_MAX;
 /* Now and three more times: a switch or neighbour may lose the first while the link settles. */
 static const int64_t announce_pauses_ns[] = {50 * NS_PER_MS, 150 * NS_PER_MS, 300 * NS_PER_MS};
 
-static int
-watch(Proxy *proxy, int operation, int fd, WatchKind kind, unsigned nic, uint32_t events)
+int
+proxy_watch(Proxy *proxy, int operation, int fd, WatchKind kind, unsigned nic, uint32_t events)
 {
     struct epoll_event event = {.events = events,
                                 .data.u32 = ((uint32_t)kind << WATCH_NIC_BITS) | nic};
@@ -38,16 +36,16 @@ watch(Proxy *proxy, int operation, int fd, WatchKind kind, unsigned nic, uint32_
 int
 proxy_thread_prepare(Proxy *proxy)
 {
-    int r = watch(proxy, EPOLL_CTL_ADD, proxy->wake_fd, WATCH_WAKE, 0, EPOLLIN);
+    int r = proxy_watch(proxy, EPOLL_CTL_ADD, proxy->wake_fd, WATCH_WAKE, 0, EPOLLIN);
 
     if (r == 0)
-        r = watch(proxy, EPOLL_CTL_ADD, proxy->monitor_fd, WATCH_MONITOR, 0, EPOLLIN);
+        r = proxy_watch(proxy, EPOLL_CTL_ADD, proxy->monitor_fd, WATCH_MONITOR, 0, EPOLLIN);
     for (unsigned i = 0; r == 0 && i < proxy->n_nics; i++) {
         Nic *nic = &proxy->nics[i];
 
-        r = watch(proxy, EPOLL_CTL_ADD, nic->lan_fd, WATCH_LAN, i, 0);
+        r = proxy_watch(proxy, EPOLL_CTL_ADD, nic->lan_fd, WATCH_LAN, i, 0);
         if (r == 0 && nic->port)
-            r = watch(proxy, EPOLL_CTL_ADD, nic->port->fd, WATCH_PORT, i, 0);
+            r = proxy_watch(proxy, EPOLL_CTL_ADD, nic->port->fd, WATCH_PORT, i, 0);
     }
     return r;
 }
@@ -62,7 +60,7 @@ set_watch(Proxy *proxy, int fd, WatchKind kind, unsigned nic, uint32_t events, u
     if (events == WATCH_NEVER)
         (void)epoll_ctl(proxy->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
     else
-        (void)watch(proxy, EPOLL_CTL_MOD, fd, kind, nic, events);
+        (void)proxy_watch(proxy, EPOLL_CTL_MOD, fd, kind, nic, events);
 }
 
 static void
@@ -89,154 +87,10 @@ update_watch(Proxy *proxy, Nic *nic)
     set_watch(proxy, nic->port->fd, WATCH_PORT, nic->index, port, &nic->port_events);
 }
 
-static void
-finish(Proxy *proxy, Command *command, bool notify)
-{
-    command->notify = notify && command->done;
-    command_list_push(&proxy->finished, command);
-}
-
-static void
-forget_lease(Proxy *proxy)
-{
-    if (proxy->leased)
-        finish(proxy, proxy->leased, false);
-    proxy->leased = NULL;
-}
-
-static void
-run_egress(Proxy *proxy, const Command *command)
-{
-    for (unsigned i = 0; i < proxy->n_nics; i++) {
-        Nic *nic = &proxy->nics[i];
-
-        nic_drain(nic);
-        nic_set_egress(nic, command->egress);
-    }
-    /* What is opened needs no lease any more, and what is dropped none either. */
-    if (command->egress != PROXY_EGRESS_HOLD)
-        forget_lease(proxy);
-    proxy->egress_allowed =
-        command->egress == PROXY_EGRESS_HOLD || command->egress == PROXY_EGRESS_OPEN;
-    if (!proxy->egress_allowed)
-        proxy->announce_next_ns = 0;
-}
-
-static void
-run_mark(Proxy *proxy, guint64 epoch)
-{
-    for (unsigned i = 0; i < proxy->n_nics; i++) {
-        Nic *nic = &proxy->nics[i];
-
-        nic_drain(nic);
-        if (nic->egress == PROXY_EGRESS_HOLD)
-            hold_queue_mark(nic->queue, epoch);
-    }
-}
-
-static bool
-lease_expired(const Command *command)
-{
-    return command->lease_ns != 0 && clock_now_ns() > command->lease_ns;
-}
-
-static void
-run_release(Proxy *proxy, Command *command)
-{
-    forget_lease(proxy);
-    if (lease_expired(command)) {
-        for (unsigned i = 0; i < proxy->n_nics; i++)
-            if (proxy->nics[i].egress == PROXY_EGRESS_HOLD)
-                hold_queue_unrelease(proxy->nics[i].queue);
-        finish(proxy, command, true);
-        return;
-    }
-    for (unsigned i = 0; i < proxy->n_nics; i++)
-        if (proxy->nics[i].egress == PROXY_EGRESS_HOLD)
-            nic_release(&proxy->nics[i], command->epoch);
-    proxy->leased = command;
-}
-
-/* The lease also covers the writing, which may take several turns: looked at before each. */
-static void
-check_lease(Proxy *proxy)
-{
-    bool left = false;
-
-    if (!proxy->leased)
-        return;
-    for (unsigned i = 0; i < proxy->n_nics; i++)
-        left |= nic_has_released(&proxy->nics[i]);
-    if (!left) {
-        forget_lease(proxy);
-        return;
-    }
-    if (!lease_expired(proxy->leased))
-        return;
-    for (unsigned i = 0; i < proxy->n_nics; i++)
-        if (proxy->nics[i].egress == PROXY_EGRESS_HOLD)
-            hold_queue_unrelease(proxy->nics[i].queue);
-    finish(proxy, proxy->leased, true);
-    proxy->leased = NULL;
-}
-
-static void
-run_ingress(Proxy *proxy, bool flowing)
-{
-    for (unsigned i = 0; i < proxy->n_nics; i++) {
-        Nic *nic = &proxy->nics[i];
-
-        nic->ingress_on = flowing;
-        nic->lan_readable = true;
-    }
-}
-
-static void
-attach(Proxy *proxy, Command *command)
-{
-    Nic *nic = &proxy->nics[command->nic];
-    int r = watch(proxy, EPOLL_CTL_ADD, command->port->fd, WATCH_PORT, command->nic, 0);
-
-    nic->port = command->port;
-    command->port = NULL;
-    nic->port_events = 0;
-    nic->port_readable = true;
-    nic->lan_readable = true;
-    if (r < 0)
-        nic_fail_port(nic, -r);
-}
-
-static void
-run_command(Proxy *proxy, Command *command)
-{
-    switch (command->kind) {
-    case COMMAND_EGRESS:
-        run_egress(proxy, command);
-        break;
-    case COMMAND_INGRESS:
-        run_ingress(proxy, command->flowing);
-        break;
-    case COMMAND_MARK:
-        run_mark(proxy, command->epoch);
-        break;
-    case COMMAND_RELEASE:
-        run_release(proxy, command);
-        return;
-    case COMMAND_ANNOUNCE:
-        proxy->announce_step = 0;
-        proxy->announce_next_ns = proxy->egress_allowed ? clock_now_ns() : 0;
-        break;
-    case COMMAND_ATTACH:
-        attach(proxy, command);
-        break;
-    }
-    finish(proxy, command, true);
-}
-
 static bool
 news_pending(const NicNews *news)
 {
-    return news->hold_high || news->lost > 0 || news->broken;
+    return news->hold_high || news->lost > 0 || news->broken || news->divergence.count > 0;
 }
 
 static void
@@ -249,6 +103,10 @@ merge_news(NicNews *to, NicNews *from)
         to->broken_lan = from->broken_lan;
         to->broken_errno = from->broken_errno;
     }
+    if (to->divergence.count == 0)
+        to->divergence = from->divergence;
+    else
+        to->divergence.count += from->divergence.count;
     *from = (NicNews){0};
 }
 
@@ -256,7 +114,7 @@ merge_news(NicNews *to, NicNews *from)
 static void
 publish(Proxy *proxy)
 {
-    bool any = proxy->finished.head != NULL;
+    bool any = proxy->finished.head != NULL || proxy->peer_ended.ended;
 
     for (unsigned i = 0; i < proxy->n_nics; i++)
         any |= news_pending(&proxy->nics[i].news);
@@ -268,6 +126,9 @@ publish(Proxy *proxy)
         command_list_push(&proxy->replies, c);
     for (unsigned i = 0; i < proxy->n_nics; i++)
         merge_news(&proxy->news[i], &proxy->nics[i].news);
+    if (proxy->peer_ended.ended)
+        proxy->peer_news = proxy->peer_ended;
+    proxy->peer_ended.ended = false;
     pthread_mutex_unlock(&proxy->lock);
 
     const uint64_t one = 1;
@@ -288,9 +149,55 @@ run_commands(Proxy *proxy)
 
         if (!command)
             return !quit;
-        run_command(proxy, command);
+        proxy_run_command(proxy, command);
         publish(proxy);
     }
+}
+
+/* The peer's frames to the NICs. */
+static void
+read_peer(Proxy *proxy, int64_t now_ns)
+{
+    Lockstep *lockstep = &proxy->lockstep;
+
+    proxy->peer_pending = false;
+    if (!lockstep->peer.attached || !proxy_reads_peer(proxy))
+        return;
+    peer_stream_fill(&lockstep->peer, now_ns);
+    proxy->peer_pending = lockstep_dispatch(lockstep, proxy->nics, proxy->n_nics, now_ns);
+}
+
+static void
+write_peer(Proxy *proxy)
+{
+    PeerStream *peer = &proxy->lockstep.peer;
+
+    if (!peer->attached)
+        return;
+    peer_stream_flush(peer);
+    /* What it said before its end is told of comes first. */
+    if (peer->broken && !peer->told_end && !proxy->peer_pending) {
+        peer->told_end = true;
+        proxy->peer_ended =
+            (PeerNews){.ended = true, .end = peer->end, .serial = proxy->peer_serial};
+    }
+}
+
+static void
+update_peer_watch(Proxy *proxy)
+{
+    PeerStream *peer = &proxy->lockstep.peer;
+    uint32_t events = 0;
+
+    if (!peer->attached || peer->events == WATCH_NEVER)
+        return;
+    if (proxy_reads_peer(proxy) && byte_ring_room(&peer->in) > 0)
+        events |= EPOLLIN;
+    if (peer->blocked)
+        events |= EPOLLOUT;
+    if (peer->broken)
+        events = WATCH_NEVER;
+    set_watch(proxy, peer->peer.fd, WATCH_PEER, 0, events, &peer->events);
 }
 
 static void
@@ -376,6 +283,18 @@ handle_lan_event(Nic *nic, uint32_t events)
 }
 
 static void
+handle_peer_event(PeerStream *peer, uint32_t events)
+{
+    if (events & EPOLLOUT)
+        peer->blocked = false;
+    if (events & (EPOLLIN | EPOLLERR | EPOLLHUP))
+        peer->readable = true;
+    /* Where it is not read, its end would be reported for ever. */
+    if ((events & (EPOLLERR | EPOLLHUP)) && !(peer->events & EPOLLIN))
+        peer_stream_fail(peer, EPIPE, "the connection is gone");
+}
+
+static void
 handle_event(Proxy *proxy, const struct epoll_event *event)
 {
     Nic *nic = &proxy->nics[event->data.u32 & ((1U << WATCH_NIC_BITS) - 1)];
@@ -394,6 +313,9 @@ handle_event(Proxy *proxy, const struct epoll_event *event)
     case WATCH_LAN:
         handle_lan_event(nic, event->events);
         break;
+    case WATCH_PEER:
+        handle_peer_event(&proxy->lockstep.peer, event->events);
+        break;
     }
 }
 
@@ -403,6 +325,11 @@ next_deadline(const Proxy *proxy)
 {
     int64_t next = proxy->announce_next_ns ? proxy->announce_next_ns : INT64_MAX;
 
+    if (proxy->peer_pending ||
+        peer_stream_is_runnable(&proxy->lockstep.peer, proxy_reads_peer(proxy)))
+        return 0;
+    if (proxy->quiescing)
+        next = MIN(next, proxy_quiesce_deadline_ns(proxy, clock_now_ns()));
     for (unsigned i = 0; i < proxy->n_nics; i++) {
         const Nic *nic = &proxy->nics[i];
 
@@ -412,6 +339,7 @@ next_deadline(const Proxy *proxy)
             next = MIN(next, nic->ingress_retry_ns);
         if (nic->lost_due)
             next = MIN(next, nic->lost_next_ns);
+        next = MIN(next, redirector_deadline_ns(nic));
     }
     return next;
 }
@@ -443,20 +371,27 @@ proxy_thread_main(void *arg)
 
         int64_t now_ns = clock_now_ns();
 
-        for (unsigned i = 0; i < proxy->n_nics; i++)
+        read_peer(proxy, now_ns);
+        for (unsigned i = 0; i < proxy->n_nics; i++) {
             nic_read(&proxy->nics[i]);
-        check_lease(proxy);
+            redirector_tick(&proxy->nics[i], now_ns);
+        }
+        proxy_check_lease(proxy);
         for (unsigned i = 0; i < proxy->n_nics; i++) {
             Nic *nic = &proxy->nics[i];
 
             nic_flush(nic);
             nic_pump(nic, now_ns);
             nic_check_lost(nic, now_ns);
+            redirector_publish(nic);
         }
+        write_peer(proxy);
         announce_if_due(proxy, now_ns);
-        check_lease(proxy);
+        proxy_check_lease(proxy);
+        proxy_check_quiesced(proxy, now_ns);
         publish(proxy);
         for (unsigned i = 0; i < proxy->n_nics; i++)
             update_watch(proxy, &proxy->nics[i]);
+        update_peer_watch(proxy);
     }
 }

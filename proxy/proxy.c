@@ -51,6 +51,10 @@ free_command(Command *command)
 {
     if (command->port)
         command->port->ops->close(command->port);
+    if (command->peer.close)
+        command->peer.close(command->peer.opaque);
+    for (unsigned i = 0; i < PROXY_MAX_NICS; i++)
+        compare_free(command->engines[i]);
     g_free(command);
 }
 
@@ -68,6 +72,7 @@ clear_nic(Nic *nic)
         nic->port->ops->close(nic->port);
     fd_clear(&nic->lan_fd);
     hold_queue_free(nic->queue);
+    nic_lockstep_clear(nic);
     g_free(nic->ingress);
     g_free((char *)nic->config.name);
     g_free((char *)nic->config.bridge);
@@ -82,27 +87,29 @@ proxy_unref(Proxy *proxy)
         return;
     for (unsigned i = 0; i < PROXY_MAX_NICS; i++)
         clear_nic(&proxy->nics[i]);
+    if (proxy->has_lockstep)
+        lockstep_clear(&proxy->lockstep);
     pthread_mutex_destroy(&proxy->lock);
     pthread_mutex_destroy(&proxy->book.lock);
     g_free(proxy);
 }
 
-static void
-wake(Proxy *proxy)
+void
+proxy_wake(Proxy *proxy)
 {
     const uint64_t one = 1;
 
     (void)!write(proxy->wake_fd, &one, sizeof(one));
 }
 
-static void
-submit(Proxy *proxy, Command command)
+void
+proxy_submit(Proxy *proxy, Command command)
 {
     g_assert(!proxy->freed);
     pthread_mutex_lock(&proxy->lock);
     command_list_push(&proxy->todo, g_memdup2(&command, sizeof(command)));
     pthread_mutex_unlock(&proxy->lock);
-    wake(proxy);
+    proxy_wake(proxy);
 }
 
 static const char *
@@ -140,6 +147,8 @@ tell_news(Proxy *proxy, unsigned i, const NicNews *news)
 
         handlers->broken(proxy, reason, proxy->user_data);
     }
+    if (news->divergence.count > 0)
+        proxy_tell_divergence(proxy, &news->divergence);
 }
 
 /* Each callback may call proxy_free(): the reference keeps the memory, @freed ends the loops. */
@@ -147,11 +156,14 @@ static void
 dispatch(Proxy *proxy)
 {
     NicNews news[PROXY_MAX_NICS];
+    PeerNews peer_news;
     CommandList replies;
 
     pthread_mutex_lock(&proxy->lock);
     memcpy(news, proxy->news, sizeof(news));
     memset(proxy->news, 0, sizeof(proxy->news));
+    peer_news = proxy->peer_news;
+    proxy->peer_news.ended = false;
     replies = proxy->replies;
     proxy->replies = (CommandList){0};
     pthread_mutex_unlock(&proxy->lock);
@@ -159,6 +171,7 @@ dispatch(Proxy *proxy)
     /* News first: frames lost before a mark are known when the mark is done. */
     for (unsigned i = 0; i < proxy->n_nics && !proxy->freed; i++)
         tell_news(proxy, i, &news[i]);
+    proxy_tell_peer(proxy, &peer_news);
     for (Command *c; !proxy->freed && (c = command_list_pop(&replies));) {
         if (c->notify)
             c->done(proxy, c->user_data);
@@ -211,6 +224,12 @@ init_nic(Proxy *proxy, unsigned i, const ProxyConfig *config, int adopt_fd, GErr
     if (!nic->queue)
         return link_error(error, errno, "%s: no memory to hold %" G_GSIZE_FORMAT " bytes of output",
                           from->name, config->hold_max_bytes);
+    if (config->lockstep) {
+        int r = nic_lockstep_init(nic, &proxy->lockstep);
+
+        if (r < 0)
+            return link_error(error, -r, "%s: no memory for lock-stepping", from->name);
+    }
     nic->lan_fd = lan_tap_open(from, &nic->lan_ifindex, error);
     if (nic->lan_fd < 0) {
         g_prefix_error(error, "%s: ", from->name);
@@ -286,6 +305,17 @@ proxy_new(const ProxyConfig *config, const int *adopt_fds, const ProxyHandlers *
 
     g_autoptr(Proxy) proxy = proxy_alloc(config->n_nics, handlers, user_data);
 
+    if (config->lockstep) {
+        int r = lockstep_init(&proxy->lockstep, config);
+
+        proxy->has_lockstep = true;
+        proxy->test_hooks = config->test_hooks;
+        if (r < 0) {
+            link_error(error, -r, "no memory for lock-stepping");
+            return NULL;
+        }
+    }
+
     /* The monitor before the taps: nothing that happens to them is missed. */
     if (!open_loop(proxy, error))
         return NULL;
@@ -312,7 +342,7 @@ proxy_free(Proxy *proxy)
         pthread_mutex_lock(&proxy->lock);
         proxy->quit = true;
         pthread_mutex_unlock(&proxy->lock);
-        wake(proxy);
+        proxy_wake(proxy);
         pthread_join(proxy->thread, NULL);
     }
     if (proxy->source) {
@@ -324,6 +354,10 @@ proxy_free(Proxy *proxy)
     free_commands(&proxy->finished);
     if (proxy->leased)
         free_command(proxy->leased);
+    if (proxy->quiescing)
+        free_command(proxy->quiescing);
+    if (proxy->has_lockstep)
+        peer_stream_detach(&proxy->lockstep.peer);
     for (unsigned i = 0; i < PROXY_MAX_NICS; i++) {
         fd_clear(&proxy->guest_fds[i]);
         /* Now, even if a callback still holds the object: the taps must be gone on return. */
@@ -359,7 +393,7 @@ proxy_connect_ports(Proxy *proxy, GError **error)
             return FALSE;
         }
         proxy->connected[i] = true;
-        submit(proxy, (Command){.kind = COMMAND_ATTACH, .nic = i, .port = port});
+        proxy_submit(proxy, (Command){.kind = COMMAND_ATTACH, .nic = i, .port = port});
     }
     return TRUE;
 }
@@ -367,41 +401,50 @@ proxy_connect_ports(Proxy *proxy, GError **error)
 void
 proxy_set_egress(Proxy *proxy, ProxyEgress egress, ProxyDoneFunc done, gpointer user_data)
 {
-    submit(
-        proxy,
-        (Command){.kind = COMMAND_EGRESS, .egress = egress, .done = done, .user_data = user_data});
+    Command command = {
+        .kind = COMMAND_EGRESS, .egress = egress, .done = done, .user_data = user_data};
+
+    g_assert(proxy->has_lockstep ||
+             (egress != PROXY_EGRESS_COMPARE && egress != PROXY_EGRESS_SHADOW));
+    /* Made here, so that the proxy thread need not allocate. */
+    for (unsigned i = 0; egress == PROXY_EGRESS_COMPARE && i < proxy->n_nics; i++)
+        command.engines[i] =
+            lockstep_new_engine(&proxy->lockstep, &redirector_ops, &proxy->nics[i]);
+    proxy_submit(proxy, command);
 }
 
 void
 proxy_set_ingress(Proxy *proxy, bool flowing, ProxyDoneFunc done, gpointer user_data)
 {
-    submit(proxy,
-           (Command){
-               .kind = COMMAND_INGRESS, .flowing = flowing, .done = done, .user_data = user_data});
+    proxy_submit(proxy, (Command){.kind = COMMAND_INGRESS,
+                                  .flowing = flowing,
+                                  .done = done,
+                                  .user_data = user_data});
 }
 
 void
 proxy_mark(Proxy *proxy, guint64 epoch, ProxyDoneFunc done, gpointer user_data)
 {
-    submit(proxy,
-           (Command){.kind = COMMAND_MARK, .epoch = epoch, .done = done, .user_data = user_data});
+    proxy_submit(
+        proxy,
+        (Command){.kind = COMMAND_MARK, .epoch = epoch, .done = done, .user_data = user_data});
 }
 
 void
 proxy_release(Proxy *proxy, guint64 epoch, int64_t lease_ns, ProxyDoneFunc refused,
               gpointer user_data)
 {
-    submit(proxy, (Command){.kind = COMMAND_RELEASE,
-                            .epoch = epoch,
-                            .lease_ns = lease_ns,
-                            .done = refused,
-                            .user_data = user_data});
+    proxy_submit(proxy, (Command){.kind = COMMAND_RELEASE,
+                                  .epoch = epoch,
+                                  .lease_ns = lease_ns,
+                                  .done = refused,
+                                  .user_data = user_data});
 }
 
 void
 proxy_announce(Proxy *proxy)
 {
-    submit(proxy, (Command){.kind = COMMAND_ANNOUNCE});
+    proxy_submit(proxy, (Command){.kind = COMMAND_ANNOUNCE});
 }
 
 unsigned
@@ -446,6 +489,7 @@ proxy_get_stats(Proxy *proxy, ProxyStats *ret_stats)
         stats.lost_frames += counter_get(&nic->lost);
         histogram_sum(&nic->hold_us, hold_us);
     }
+    proxy_add_lockstep_stats(proxy, &stats);
     stats.hold_us_p50 = histogram_percentile(hold_us, 50);
     stats.hold_us_p99 = histogram_percentile(hold_us, 99);
     *ret_stats = stats;

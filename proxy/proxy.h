@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* proxy.h - the network data plane of one running VM: guest ports, LAN taps, held output */
+/* proxy.h - the network data plane of one running VM: guest ports, LAN taps, held output, and the
+ * two roles of lock-stepping (docs/lockstep.md) */
 #pragma once
 
 #include <glib.h>
@@ -7,6 +8,10 @@
 #include <net/if.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
+
+#include "compare.h"
+#include "record.h"
 
 /*
  * A Proxy lives as long as the QEMU process whose NICs it serves. It has one thread of its own,
@@ -23,6 +28,7 @@ typedef enum ProxyError {
     PROXY_ERROR_SETUP, /* tap, namespace, bridge or socket could not be made; the text says which
                         * and what to do */
     PROXY_ERROR_PORT,  /* a port broke while running */
+    PROXY_ERROR_PEER,  /* the frames channel ended or is malformed; the text says what */
 } ProxyError;
 
 typedef enum ProxyPortKind {
@@ -45,7 +51,16 @@ typedef struct ProxyConfig {
     ProxyNic nics[PROXY_MAX_NICS]; /* copied, the strings too */
     unsigned n_nics;
     gsize hold_max_bytes; /* bound of held egress per NIC, allocated at once; at least 1 MiB */
+
+    /* Lock-stepping: PROXY_EGRESS_COMPARE and _SHADOW are used, so what they need is allocated. The
+     * following count only then. */
+    bool lockstep;
+    CompareConfig compare; /* from compare_config_init(); memory bound and hash key are ours */
+    guint32 rewriter_connections_max; /* per NIC; 0: PROXY_CONNECTIONS_DEFAULT */
+    bool test_hooks;                  /* proxy_test_lose() does something */
 } ProxyConfig;
+
+enum { PROXY_CONNECTIONS_DEFAULT = 1 << 17 };
 
 /* What becomes of the guest's output. */
 typedef enum ProxyEgress {
@@ -55,7 +70,48 @@ typedef enum ProxyEgress {
                         * from */
     PROXY_EGRESS_HOLD, /* queued until proxy_release() covers it */
     PROXY_EGRESS_OPEN, /* to the LAN at once */
+    /* Lock-stepping. */
+    PROXY_EGRESS_COMPARE, /* primary: to the LAN as soon as the peer's VM has said the same, or
+                           * proxy_release() covers it; ingress is mirrored to the peer */
+    PROXY_EGRESS_SHADOW,  /* secondary: to the peer for comparison; the newest is also kept, and
+                           * leaves first if this side takes over (OPEN). The guest is fed with what
+                           * the peer mirrors */
 } ProxyEgress;
+
+/* The way to the other host's proxy, used from the proxy thread only. Errors are negative errno,
+ * -EAGAIN: not now. A write that gave -EAGAIN is repeated with the same bytes and count. */
+typedef struct ProxyPeer {
+    ssize_t (*read)(gpointer opaque, void *bytes, size_t len); /* 0: the end */
+    ssize_t (*write)(gpointer opaque, const void *bytes, size_t len);
+    void (*close)(gpointer opaque); /* frees @opaque; the last call */
+    int fd; /* readable: read() may give something; writable likewise. Borrowed until close() */
+    gpointer opaque;
+} ProxyPeer;
+
+/* A divergence as news; proxy_foreach_divergence() has the frames. */
+typedef struct ProxyDivergence {
+    unsigned nic;
+    CompareRule rule;
+    FlowKey flow; /* see frame_key_format() */
+    bool has_flow;
+    guint32 offset;
+    int64_t time_ns, waited_ns;
+    guint64 epoch;
+    guint64 count; /* divergences since the last news of this NIC; this is the first of them */
+} ProxyDivergence;
+
+/* Frames lost on purpose, for tests: where in the path. */
+typedef enum ProxyLoss {
+    PROXY_LOSE_AT_ENGINE,         /* primary: the peer's frame does not get to the engine */
+    PROXY_LOSE_PRIMARY_EGRESS,    /* primary: the guest's frame does not get to the engine */
+    PROXY_LOSE_RELEASE,           /* primary: a released frame does not get to the LAN */
+    PROXY_LOSE_MIRROR,            /* primary: an ingress copy does not get to the peer */
+    PROXY_LOSE_SECONDARY_INGRESS, /* secondary: a copy does not get to the rewriter */
+    PROXY_LOSE_REWRITER_INGRESS,  /* secondary: the rewriter loses one to the guest */
+    PROXY_LOSE_REWRITER_EGRESS,   /* secondary: the rewriter loses one of the guest's */
+    PROXY_LOSE_SECONDARY_EGRESS,  /* secondary: the guest's frame does not get to the peer */
+    PROXY_N_LOSSES,
+} ProxyLoss;
 
 typedef struct ProxyStats {
     guint64 held_frames, held_bytes;       /* now */
@@ -65,6 +121,28 @@ typedef struct ProxyStats {
     guint64 dropped_frames;                /* by PROXY_EGRESS_DROP */
     guint64 lost_frames;              /* by a full packet socket, tap or stream: not on purpose */
     guint64 hold_us_p50, hold_us_p99; /* of released frames, over the last 10,000 or so */
+
+    /* Lock-stepping, primary. Of the engine that compares now: they begin anew at each arming. */
+    guint64 mirrored_frames, mirrored_bytes; /* ingress copies given to the channel */
+    guint64 unmirrored_frames;               /* fed to the guest while there was no peer */
+    guint64 compared_frames[2];              /* taken in, by CompareSide */
+    guint64 released[COMPARE_N_WHYS];
+    guint64 divergences[COMPARE_N_RULES];
+    guint64 stale[2];             /* of an epoch that is committed already, by CompareSide */
+    guint64 engine_refused;       /* offers that met a bound: the frame waited */
+    guint64 engine_bytes;         /* held, with bookkeeping */
+    guint64 engine_frames[2];     /* held unmatched now, by CompareSide */
+    guint64 lag_us;               /* how long the oldest unmatched frame has been waiting */
+    guint64 lease_waits;          /* times that output waited for the lease */
+    guint64 shadow_frames;        /* secondary: the guest's frames given to the channel */
+    guint64 shadow_unsent;        /* the same, kept only: there was no channel */
+    guint64 ingress_queued_bytes; /* secondary: copies that the guest has not taken */
+    guint64 ingress_forgotten;    /* secondary: copies that a checkpoint has overtaken */
+    guint64 ingress_duplicates;   /* frames that a checkpoint may have given to SVM twice */
+    guint64 peer_queue_bytes;     /* waiting to be written to the channel */
+    guint64 peer_gaps;            /* numbers missing in what the peer sent */
+    guint64 peer_ignored;         /* the peer's frames that the present mode has no use for */
+    guint64 test_lost;            /* by proxy_test_lose() */
 } ProxyStats;
 
 typedef struct ProxyHandlers {
@@ -76,6 +154,11 @@ typedef struct ProxyHandlers {
     void (*lost)(Proxy *proxy, guint64 frames, gpointer user_data);
     /* A port or LAN tap broke (stream closed by QEMU, tap deleted). Once per NIC. */
     void (*broken)(Proxy *proxy, const GError *reason, gpointer user_data);
+    /* PROXY_EGRESS_COMPARE: the guests differ, or a bound is reached: a checkpoint is wanted. */
+    void (*divergence)(Proxy *proxy, const ProxyDivergence *what, gpointer user_data);
+    /* The channel given to proxy_attach_peer() ended (PROXY_ERROR_PEER). Once, and only for the one
+     * attached last; nothing is compared any more. It stays attached, for what it said last. */
+    void (*peer_lost)(Proxy *proxy, const GError *reason, gpointer user_data);
 } ProxyHandlers;
 
 typedef void (*ProxyDoneFunc)(Proxy *proxy, gpointer user_data);
@@ -110,26 +193,61 @@ gboolean proxy_connect_ports(Proxy *proxy, GError **error);
  * Changes what becomes of egress; @done runs when it is in force and all that the guest had sent
  * before has been treated by the old rule.
  *
- * HOLD to OPEN: everything held is released first, in order. HOLD to DROP: it is dropped.
+ * HOLD or COMPARE to OPEN: everything held is released first, in order. To DROP: it is dropped.
+ * COMPARE to HOLD and back, within one pair: what is held stays so until the next commit; best
+ * between the commit and the guest's going on. COMPARE from any other mode is the arming: epoch 0
+ * begins. SHADOW from any other mode likewise; SHADOW to OPEN is the takeover: the rewriter keeps
+ * the connections it knows, what is kept leaves, queued ingress copies go to the guest before the
+ * LAN's frames. A peer that is still attached then is ignored.
  */
 void proxy_set_egress(Proxy *proxy, ProxyEgress egress, ProxyDoneFunc done, gpointer user_data);
 
 /** Feeds LAN frames to the guest, or leaves them in the LAN tap's queue; while egress is
- * PROXY_EGRESS_DROP or KEEP too they are thrown away: a guest must not be fed hours-old frames at a
- * failover. @done: in force. NULL is fine. */
+ * PROXY_EGRESS_DROP, KEEP or SHADOW too they are thrown away: a guest must not be fed hours-old
+ * frames at a failover. @done: in force; in COMPARE also: what was under way to the guests has got
+ * there, as far as that can be seen, or 1 ms has passed. NULL is fine. */
 void proxy_set_ingress(Proxy *proxy, bool flowing, ProxyDoneFunc done, gpointer user_data);
 
-/** Drains the guest ports, then marks the queue: all up to here is covered by checkpoint @epoch. */
+/** Drains the guest ports, then marks the queue: all up to here is covered by checkpoint @epoch.
+ * COMPARE: what the guest says and what is mirrored from here on is of @epoch. */
 void proxy_mark(Proxy *proxy, guint64 epoch, ProxyDoneFunc done, gpointer user_data);
 
 /**
- * Releases everything up to the mark of @epoch to the LAN, in order.
+ * Releases everything up to the mark of @epoch to the LAN, in order. COMPARE: the engine begins
+ * @epoch; proxy_set_lease() rules when frames leave, @lease_ns and @refused are not used.
  *
  * @lease_ns: CLOCK_MONOTONIC; if the thread gets to it later than this (0: no limit), nothing is
  * released and @refused runs instead: the host may have been frozen and replaced meanwhile.
  */
 void proxy_release(Proxy *proxy, guint64 epoch, int64_t lease_ns, ProxyDoneFunc refused,
                    gpointer user_data);
+
+/* Lock-stepping. */
+
+/** Uses @peer (copied) from now on, in place of the one before, which is closed. Frames are read
+ * from it in COMPARE, HOLD and SHADOW only. */
+void proxy_attach_peer(Proxy *proxy, const ProxyPeer *peer);
+/** Closes the peer; nothing is compared any more. @done: it is closed. NULL is fine. */
+void proxy_detach_peer(Proxy *proxy, ProxyDoneFunc done, gpointer user_data);
+
+/** COMPARE: frames may leave until @until_ns (CLOCK_MONOTONIC; INT64_MAX: no limit). At first none
+ * may. Looked at before each slice of frames; cheap enough for every heartbeat. */
+void proxy_set_lease(Proxy *proxy, int64_t until_ns);
+
+/** SHADOW: the guest stands (REPLY). Drains its port: that was the old epoch; ingress copies wait
+ * until proxy_commit(), or for the guest if the takeover comes. */
+void proxy_pause(Proxy *proxy, ProxyDoneFunc done, gpointer user_data);
+/** SHADOW: the guest is about to load checkpoint @epoch. The rewriter and what is kept begin anew,
+ * copies of older epochs are forgotten, the guest's frames are of @epoch from now on. */
+void proxy_commit(Proxy *proxy, guint64 epoch, ProxyDoneFunc done, gpointer user_data);
+
+/** Calls @func with each of the last divergences, oldest first; the record is @func's to read. */
+void proxy_foreach_divergence(Proxy *proxy,
+                              void (*func)(const DivergenceRecord *record, gpointer user_data),
+                              gpointer user_data);
+
+/** With ProxyConfig.test_hooks: loses the next @n frames at that place. */
+void proxy_test_lose(Proxy *proxy, ProxyLoss which, unsigned n);
 
 /** Sends RARP, gratuitous ARP and unsolicited neighbour advertisements for the guests' MACs and
  * known addresses, now and three more times within 0.5 s. */

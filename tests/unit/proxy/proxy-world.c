@@ -66,14 +66,22 @@ world_enter(void)
         g_error("%s", error->message);
 }
 
+static char *
+name_of(const World *w, const char *what)
+{
+    return g_strdup_printf("%s%u", what, w->index);
+}
+
 static int
-make_client(void)
+make_client(const World *w)
 {
     g_autoptr(GError) error = NULL;
-    int fd = link_open_tap("client0", &error);
+    g_autofree char *name = name_of(w, "client");
+    g_autofree char *bridge = name_of(w, "br");
+    int fd = link_open_tap(name, &error);
 
-    if (fd < 0 || !link_configure("client0", 20000, 0, 0, &error) ||
-        !link_add_to_bridge("br0", "client0", &error) || !link_set_up("client0", &error))
+    if (fd < 0 || !link_configure(name, 20000, 0, 0, &error) ||
+        !link_add_to_bridge(bridge, name, &error) || !link_set_up(name, &error))
         g_error("%s", error->message);
     ck_assert_int_eq(ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6), 0);
     return fd;
@@ -104,18 +112,47 @@ on_broken(Proxy *proxy, const GError *reason, gpointer world)
     w->broken_text = g_strdup(reason->message);
 }
 
+static void
+on_divergence(Proxy *proxy, const ProxyDivergence *what, gpointer world)
+{
+    World *w = world;
+
+    (void)proxy;
+    w->n_divergences++;
+    w->divergence = *what;
+}
+
+static void
+on_peer_lost(Proxy *proxy, const GError *reason, gpointer world)
+{
+    World *w = world;
+
+    (void)proxy;
+    w->n_peer_lost++;
+    g_free(w->peer_text);
+    w->peer_text = g_strdup(reason->message);
+}
+
 Proxy *
 world_proxy(World *w, ProxyPortKind port, gsize hold_max_bytes, int adopt_fd)
 {
-    static const ProxyHandlers handlers = {
-        .hold_high = on_high, .lost = on_lost, .broken = on_broken};
-    ProxyConfig config = {.n_nics = 1, .hold_max_bytes = hold_max_bytes};
+    static const ProxyHandlers handlers = {.hold_high = on_high,
+                                           .lost = on_lost,
+                                           .broken = on_broken,
+                                           .divergence = on_divergence,
+                                           .peer_lost = on_peer_lost};
+    ProxyConfig config = w->base;
     g_autoptr(GError) error = NULL;
+    g_autofree char *bridge = name_of(w, "br");
+    g_autofree char *lan_tap = name_of(w, "lan");
+
+    config.n_nics = 1;
+    config.hold_max_bytes = hold_max_bytes;
 
     config.nics[0] = (ProxyNic){.name = "nic0",
                                 .port = port,
-                                .bridge = "br0",
-                                .lan_tap = "lan0",
+                                .bridge = bridge,
+                                .lan_tap = lan_tap,
                                 .stream_path = w->stream_path};
     memcpy(config.nics[0].mac, guest_mac, 6);
 
@@ -139,15 +176,28 @@ connect_stream(World *w)
 void
 world_init(World *w, ProxyPortKind port, gsize hold_max_bytes)
 {
-    g_autoptr(GError) error = NULL;
-
-    *w = (World){.guest_fd = -1, .listen_fd = -1, .guest_header = WORLD_TAP_HEADER};
     /* A new one each time: what a failed test leaves behind is out of the way. */
     world_enter();
-    world_ioctl_name(SIOCBRADDBR, "br0");
-    if (!link_set_up("br0", &error))
+    world_open(w, 0, port, &(ProxyConfig){.hold_max_bytes = hold_max_bytes});
+}
+
+void
+world_open(World *w, unsigned index, ProxyPortKind port, const ProxyConfig *base)
+{
+    g_autoptr(GError) error = NULL;
+
+    *w = (World){.guest_fd = -1,
+                 .listen_fd = -1,
+                 .guest_header = WORLD_TAP_HEADER,
+                 .index = index,
+                 .base = *base};
+
+    g_autofree char *bridge = name_of(w, "br");
+
+    world_ioctl_name(SIOCBRADDBR, bridge);
+    if (!link_set_up(bridge, &error))
         g_error("%s", error->message);
-    w->client_fd = make_client();
+    w->client_fd = make_client(w);
     if (port == PROXY_PORT_STREAM) {
         w->stream_dir = g_dir_make_tmp("cldp-XXXXXX", NULL);
         w->stream_path = g_build_filename(w->stream_dir, "nic0.sock", NULL);
@@ -155,7 +205,7 @@ world_init(World *w, ProxyPortKind port, gsize hold_max_bytes)
         ck_assert_int_ge(w->listen_fd, 0);
         w->guest_header = 0;
     }
-    w->proxy = world_proxy(w, port, hold_max_bytes, -1);
+    w->proxy = world_proxy(w, port, base->hold_max_bytes, -1);
     if (port == PROXY_PORT_STREAM) {
         ck_assert_int_eq(proxy_take_guest_fd(w->proxy, 0), -1);
         connect_stream(w);
@@ -185,6 +235,7 @@ world_clear(World *w)
     g_free(w->stream_path);
     g_free(w->stream_dir);
     g_free(w->broken_text);
+    g_free(w->peer_text);
 }
 
 static void

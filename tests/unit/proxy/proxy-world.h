@@ -12,6 +12,8 @@
  */
 typedef struct World {
     Proxy *proxy;
+    unsigned index;   /* of its bridge, client and LAN tap */
+    ProxyConfig base; /* all but the NIC */
     int client_fd;
     int guest_fd;  /* tap, or accepted stream */
     int listen_fd; /* stream */
@@ -20,6 +22,9 @@ typedef struct World {
     unsigned n_done, n_refused, n_high, n_broken;
     guint64 n_lost;
     char *broken_text;
+    unsigned n_divergences, n_peer_lost;
+    ProxyDivergence divergence; /* the last */
+    char *peer_text;
 } World;
 
 enum { WORLD_DEADLINE_MS = 5000, WORLD_TAP_HEADER = 10 };
@@ -30,6 +35,8 @@ void world_enter(void);
 
 /** In a new namespace: bridge, client, proxy. */
 void world_init(World *w, ProxyPortKind port, gsize hold_max_bytes);
+/** One more in the same namespace; @base: see World. */
+void world_open(World *w, unsigned index, ProxyPortKind port, const ProxyConfig *base);
 void world_clear(World *w);
 /** A proxy for the world's NIC; @adopt_fd or -1. */
 Proxy *world_proxy(World *w, ProxyPortKind port, gsize hold_max_bytes, int adopt_fd);

@@ -46,7 +46,7 @@ check_frame(const HeldFrame *frame, guint64 number)
 
     fill(want, len, number);
     ck_assert_uint_eq(frame->len, len);
-    ck_assert_int_eq(frame->arrived_ns, (int64_t)number);
+    ck_assert_int_eq(frame->stamp, (int64_t)number);
     ck_assert_int_eq(memcmp(frame->data, want, len), 0);
 }
 
@@ -243,7 +243,7 @@ START_TEST(unit_release_without_its_mark_releases_only_older_marks)
     hold_queue_release(queue, 4);
     ck_assert(!hold_queue_peek(queue, &frame));
     hold_queue_release(queue, 9);
-    ck_assert(hold_queue_peek(queue, &frame) && frame.arrived_ns == 1);
+    ck_assert(hold_queue_peek(queue, &frame) && frame.stamp == 1);
     hold_queue_pop(queue);
     ck_assert(!hold_queue_peek(queue, &frame));
 }
@@ -263,7 +263,7 @@ START_TEST(unit_too_many_marks_forget_the_oldest_and_release_less)
     ck_assert(!hold_queue_peek(queue, &frame));
     hold_queue_release(queue, 2);
     for (int64_t want = 1; want <= 2; want++) {
-        ck_assert(hold_queue_peek(queue, &frame) && frame.arrived_ns == want);
+        ck_assert(hold_queue_peek(queue, &frame) && frame.stamp == want);
         hold_queue_pop(queue);
     }
     ck_assert(!hold_queue_peek(queue, &frame));

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * shadow.c - lock-stepping on the secondary, one NIC: the guest's output to the peer, the peer's
+ * ingress copies to the guest
+ *
+ * Out: each frame goes through the rewriter and is copied to the channel, tagged with the guest's
+ * epoch. The newest are also kept: at a takeover they leave first, since the primary may have died
+ * before it released them, and without them each TCP connection would wait for a retransmission.
+ * A client that has them already gets them twice, which networks do. The bound is small because
+ * more than a round trip's worth is of no use, and old because it has left long ago: at most
+ * KEPT_BYTES, and not older than KEPT_AGE_NS before the peer was last heard, nor than
+ * KEPT_SILENCE_NS in all. A commit forgets them: they came from a state that has been replaced.
+ *
+ * In: copies wait in the inbox, each with its epoch. The guest is given those of its own epoch
+ * while it runs; those of the next wait for the commit, which forgets the older: the state that the
+ * guest then loads has seen them. A full inbox stops the channel.
+ */
+#include "clock.h"
+#include "nic.h"
+
+enum {
+    KEPT_BYTES = 256 * 1024,
+    PUMP_SLICE = 64, /* frames per turn */
+};
+
+static const int64_t KEPT_AGE_NS = 200 * NS_PER_MS;
+static const int64_t KEPT_SILENCE_NS = 2 * NS_PER_S;
+
+void
+shadow_take(Nic *nic, const uint8_t *frame, size_t len)
+{
+    Lockstep *lockstep = nic->lockstep;
+    /* Moved to its place before it is changed: @frame may be the port's own. */
+    uint8_t *place = hold_queue_append(nic->queue, frame, len, nic->batch_ns);
+
+    while (hold_queue_bytes(nic->queue) > KEPT_BYTES && hold_queue_frames(nic->queue) > 1)
+        hold_queue_drop_oldest(nic->queue);
+    rewriter_egress(nic->ls.rewriter, place, len, nic->batch_ns);
+    if (lockstep_loses(lockstep, PROXY_LOSE_REWRITER_EGRESS) ||
+        lockstep_loses(lockstep, PROXY_LOSE_SECONDARY_EGRESS)) {
+        peer_stream_skip(&lockstep->peer);
+        return;
+    }
+    if (!peer_stream_is_usable(&lockstep->peer)) {
+        counter_add(&nic->ls.shadow_unsent, 1);
+        return;
+    }
+    peer_stream_send(&lockstep->peer, WIRE_EGRESS, nic->index, lockstep->epoch, place, len);
+    counter_add(&nic->ls.shadow_frames, 1);
+}
+
+bool
+shadow_take_peer(Nic *nic, const WireFrame *frame)
+{
+    if (frame->epoch < nic->lockstep->epoch) {
+        counter_add(&nic->ls.forgotten, 1);
+        return true;
+    }
+    if (hold_queue_room(nic->ls.inbox) == 0)
+        return false;
+    if (lockstep_loses(nic->lockstep, PROXY_LOSE_SECONDARY_INGRESS))
+        return true;
+    (void)hold_queue_append(nic->ls.inbox, frame->frame, frame->len, (int64_t)frame->epoch);
+    hold_queue_release_all(nic->ls.inbox);
+    return true;
+}
+
+/* QEMU has the beginning of the first frame of the inbox. */
+static bool
+is_under_way(const Nic *nic)
+{
+    return nic->port && nic->port->partial && nic->ls.inbox_rewritten;
+}
+
+/* The first of the inbox, if the guest may have it now. */
+static bool
+peek_due(const Nic *nic, HeldFrame *ret_frame)
+{
+    const Lockstep *lockstep = nic->lockstep;
+
+    if (!nic->port || nic->port_broken || nic->ingress_stalled ||
+        !hold_queue_peek(nic->ls.inbox, ret_frame))
+        return false;
+    if (nic->egress != PROXY_EGRESS_SHADOW || is_under_way(nic))
+        return true;
+    return !lockstep->paused && ret_frame->stamp <= (int64_t)lockstep->epoch;
+}
+
+bool
+shadow_has_due(const Nic *nic)
+{
+    HeldFrame frame;
+
+    return nic->lockstep && peek_due(nic, &frame);
+}
+
+static void
+pop_inbox(Nic *nic)
+{
+    hold_queue_pop(nic->ls.inbox);
+    nic->ls.inbox_rewritten = false;
+}
+
+void
+shadow_pump(Nic *nic, int64_t now_ns)
+{
+    HeldFrame frame;
+
+    for (unsigned i = 0; i < PUMP_SLICE && peek_due(nic, &frame); i++) {
+        if (frame.stamp < (int64_t)nic->lockstep->epoch && !is_under_way(nic)) {
+            pop_inbox(nic);
+            counter_add(&nic->ls.forgotten, 1);
+            continue;
+        }
+        if (!nic->ls.inbox_rewritten) {
+            rewriter_ingress(nic->ls.rewriter, frame.data, frame.len, now_ns);
+            nic->ls.inbox_rewritten = true;
+            if (lockstep_loses(nic->lockstep, PROXY_LOSE_REWRITER_INGRESS)) {
+                pop_inbox(nic);
+                continue;
+            }
+        }
+        if (!nic_give(nic, frame.data, frame.len, now_ns))
+            return;
+        pop_inbox(nic);
+    }
+}
+
+void
+shadow_commit(Nic *nic)
+{
+    /* The guest stands: what it may still have said came from the state that goes. */
+    nic->egress = PROXY_EGRESS_DROP;
+    nic_drain(nic);
+    nic->egress = PROXY_EGRESS_SHADOW;
+    (void)hold_queue_drop_all(nic->queue);
+    rewriter_commit(nic->ls.rewriter);
+
+    /* A frame whose beginning QEMU has is given whole, or it would take the next for its end; the
+     * older ones behind it are forgotten when they become the first. */
+    if (is_under_way(nic))
+        counter_add(&nic->ls.duplicates, 1);
+    if (nic->port && !nic->port_broken && !nic->port->ops->is_idle(nic->port))
+        counter_add(&nic->ls.duplicates, 1);
+}
+
+void
+shadow_takeover(Nic *nic, int64_t now_ns)
+{
+    const PeerStream *peer = &nic->lockstep->peer;
+    int64_t heard_ns = peer->heard_ns > 0 ? peer->heard_ns : now_ns;
+    int64_t oldest_ns = MAX(MIN(heard_ns, now_ns) - KEPT_AGE_NS, now_ns - KEPT_SILENCE_NS);
+    HeldFrame frame;
+
+    while (hold_queue_peek_oldest(nic->queue, &frame) && frame.stamp < oldest_ns)
+        hold_queue_drop_oldest(nic->queue);
+    rewriter_takeover(nic->ls.rewriter);
+    nic->ls.rewriting = true;
+}
+
+void
+shadow_drop(Nic *nic)
+{
+    HeldFrame frame;
+
+    while (!is_under_way(nic) && hold_queue_peek(nic->ls.inbox, &frame))
+        pop_inbox(nic);
+}

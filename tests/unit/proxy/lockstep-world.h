@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* lockstep-world.h - two hosts in one process: a proxy, a guest, a bridge and a client on each */
+#pragma once
+
+#include "proxy-world.h"
+
+/*
+ * The guests are the test: it says what each of them sends. Both speak in the numbered frames of
+ * proxy-world.h, which are compared in full. The frames channel is a socketpair.
+ */
+typedef struct Pair {
+    World p, s; /* primary, secondary */
+    guint64 epoch;
+} Pair;
+
+enum { PAIR_TIMEOUT_MS = 200, PAIR_HOLD_BYTES = 8 << 20 };
+
+/** Two proxies, attached to each other, armed: epoch 0, lease without limit, ingress flowing. */
+void pair_init(Pair *pair, ProxyPortKind port, unsigned timeout_ms, gsize hold_max_bytes);
+void pair_clear(Pair *pair);
+
+/** The steps of a checkpoint, as the two control threads take them. */
+void pair_begin_checkpoint(Pair *pair);
+void pair_end_checkpoint(Pair *pair);
+void pair_checkpoint(Pair *pair);
+
+/** The socketpair's ends, for tests that are one of the peers: attaches @fd (taken). */
+void world_attach_fd(World *w, int fd);
+void pair_sockets(int fds[2]);
+
+/** Both guests send the same. */
+void both_send(Pair *pair, guint32 number, size_t len);
+void world_pause(World *w);
+void world_commit(World *w, guint64 epoch);
+
+ProxyStats world_stats(const World *w);
+/** Runs the main loop until @condition of the proxy's statistics holds. */
+#define WORLD_UNTIL(w, condition)                                                                  \
+    do {                                                                                           \
+        int64_t until_deadline_ns = clock_now_ns() + WORLD_DEADLINE_MS * NS_PER_MS;                \
+        ProxyStats st = world_stats(w);                                                            \
+                                                                                                   \
+        while (!(condition)) {                                                                     \
+            ck_assert_msg(clock_now_ns() < until_deadline_ns, "deadline: %s", #condition);         \
+            while (g_main_context_iteration(NULL, FALSE))                                          \
+                ;                                                                                  \
+            g_usleep(100);                                                                         \
+            st = world_stats(w);                                                                   \
+        }                                                                                          \
+    } while (0)
