@@ -45,16 +45,18 @@ daemon_close_gate(Daemon *d)
     g_clear_pointer(&d->gate, gate_free);
 }
 
+/* The checkpoint channel for the gate; the proxy gets the frames channel, if it compares. */
 static GIOStream *
-take_checkpoint_stream(Daemon *d, GError **error)
+take_streams(Daemon *d, GError **error)
 {
-    GIOStream *stream = peer_link_take_stream(d->link, PEER_CHANNEL_CHECKPOINT);
+    g_autoptr(GIOStream) stream = peer_link_take_stream(d->link, PEER_CHANNEL_CHECKPOINT);
 
-    if (stream == NULL)
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_CONNECTED,
-                    "the peer link is down, or its channel was used before");
     d->streams_used = TRUE;
-    return stream;
+    if (stream != NULL && daemon_network_attach_peer(d))
+        return g_steal_pointer(&stream);
+    g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_CONNECTED,
+                "the peer link is down, or its channel was used before");
+    return NULL;
 }
 
 static void
@@ -89,7 +91,7 @@ on_listening(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
         fail_vm(d, "QEMU versions differ", own_error);
         return;
     }
-    stream = take_checkpoint_stream(d, &own_error);
+    stream = take_streams(d, &own_error);
     if (stream == NULL) {
         /* Used up by a session whose other end has not renewed the link. */
         fail_vm(d, "checkpoint channel", own_error);
@@ -104,7 +106,7 @@ on_listening(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
         return;
     }
     enlarge_buffers(fd);
-    proxy_set_egress(d->proxy, PROXY_EGRESS_KEEP, NULL, NULL);
+    daemon_network_stand_by(d);
     d->gate = gate_secondary_new(fd_steal(&fd), stream, &config, &daemon_gate_handlers, d);
     daemon_event(d, PAIR_EVENT_VM_READY);
 }
@@ -123,7 +125,7 @@ on_migration_connection(gint listen_fd, GIOCondition condition G_GNUC_UNUSED, gp
     daemon_clear_source(&d->migration_accept);
     fd_clear(&d->migration_fd);
     (void)g_unlink(d->migration_path);
-    stream = take_checkpoint_stream(d, &error);
+    stream = take_streams(d, &error);
     if (stream == NULL) {
         daemon_set_detail(d, "checkpoint channel: %s", error->message);
         (void)close(fd);
@@ -256,40 +258,6 @@ static const VmHandlers vm_handlers = {
 };
 
 static void
-fill_proxy_config(const Daemon *d, ProxyConfig *config, char **stream_paths)
-{
-    *config = (ProxyConfig){.n_nics = d->config->n_nics,
-                            .hold_max_bytes = (gsize)d->config->hold_limit_mib << 20};
-    for (unsigned i = 0; i < d->config->n_nics; i++) {
-        const ConfigNic *nic = &d->config->nics[i];
-        g_autofree char *name = g_strconcat(nic->name, ".sock", NULL);
-
-        stream_paths[i] = g_build_filename(d->run_dir, name, NULL);
-        config->nics[i] = (ProxyNic){
-            .name = nic->name,
-            .port = nic->port == CONFIG_PORT_TAP ? PROXY_PORT_TAP : PROXY_PORT_STREAM,
-            .bridge = nic->bridge,
-            .lan_tap = nic->tap,
-            .stream_path = stream_paths[i],
-        };
-        memcpy(config->nics[i].mac, nic->mac, sizeof(nic->mac));
-    }
-}
-
-static gboolean
-make_proxy(Daemon *d, const int *adopt_fds, GError **error)
-{
-    ProxyConfig config;
-    char *stream_paths[CONFIG_MAX_NICS] = {NULL};
-
-    fill_proxy_config(d, &config, stream_paths);
-    d->proxy = proxy_new(&config, adopt_fds, &daemon_proxy_handlers, d, error);
-    for (unsigned i = 0; i < d->config->n_nics; i++)
-        g_free(stream_paths[i]);
-    return d->proxy != NULL;
-}
-
-static void
 remember_vm(Daemon *d)
 {
     g_autofree char *boot_id = NULL;
@@ -313,7 +281,7 @@ start_vm(Daemon *d, gboolean incoming)
     int fds[CONFIG_MAX_NICS];
 
     d->facts.off_wanted = FALSE;
-    if (!make_proxy(d, NULL, &error)) {
+    if (!daemon_make_proxy(d, NULL, &error)) {
         fail_vm(d, "network", error);
         return;
     }
@@ -366,7 +334,7 @@ adopt_proxy(Daemon *d, GError **error)
             made = FALSE;
         }
     }
-    made = made && make_proxy(d, fds, error);
+    made = made && daemon_make_proxy(d, fds, error);
     for (unsigned i = 0; i < d->config->n_nics; i++)
         fd_clear(&fds[i]);
     return made;
@@ -440,6 +408,7 @@ set_output(Daemon *d, ProxyEgress egress)
         return;
     proxy_set_egress(d->proxy, egress, NULL, NULL);
     proxy_set_ingress(d->proxy, egress == PROXY_EGRESS_OPEN, NULL, NULL);
+    daemon_network_detach_peer(d);
     event_log_add(d->log, EVENT_INFO, "output", "%s",
                   egress == PROXY_EGRESS_OPEN ? "open" : "dropped");
 }

@@ -19,7 +19,13 @@ enum { PEER_MARGIN_MS = 500 };
 
 enum {
     TRIGGER_REPEAT_MS = 300, /* REQUEST follows a trigger within milliseconds */
-    RESUME_GRACE_MS = 1000,  /* RESUME follows LOADED; if the event is lost we go on all the same */
+    /* Lock-stepping: POLICY_BURST differences in that time are as many checkpoints as a buffered
+     * network makes in half of it. */
+    BURST_MS = 800,
+    DENSE_INTERVAL_MS = 50, /* the default of a buffered network */
+    CALM_FIRST_S = 5,
+    CALM_MAX_S = 60,
+    RESUME_GRACE_MS = 1000, /* RESUME follows LOADED; if the event is lost we go on all the same */
 };
 
 GateConfig
@@ -31,8 +37,9 @@ daemon_gate_config(const Daemon *d)
         .transfer_timeout_ms = d->config->transfer_timeout_ms,
         .migration_timeout_ms = d->config->migration_timeout_ms,
         .tail_max_bytes = (guint64)d->config->tail_limit_mib << 20,
-        /* In buffered mode all that PVM says waits for the next checkpoint anyway. */
-        .early_resume = true,
+        /* In buffered mode all that PVM says waits for the next checkpoint anyway. Lock-stepping
+         * guests are to run on at the same moment. */
+        .early_resume = !daemon_is_lockstep(d),
     };
 }
 
@@ -51,7 +58,15 @@ daemon_checkpoints_init(Daemon *d)
 
     d->checkpoints.policy.config = (CheckpointPolicyConfig){
         .interval_ns = config->interval_ms * NS_PER_MS,
+        .dense_interval_ns = DENSE_INTERVAL_MS * NS_PER_MS,
+        .calm_first_ns = CALM_FIRST_S * NS_PER_S,
+        .calm_max_ns = CALM_MAX_S * NS_PER_S,
     };
+    if (!daemon_is_lockstep(d))
+        return;
+    d->checkpoints.policy.config.spacing_ns = config->spacing_ms * NS_PER_MS;
+    if (config->adaptive)
+        d->checkpoints.policy.config.burst_ns = BURST_MS * NS_PER_MS;
 }
 
 static void start(Daemon *d);
@@ -212,7 +227,7 @@ on_request_quiesced(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
 {
     Daemon *d = user_data;
 
-    if (d->gate != NULL && gate_step(d->gate) == GATE_STEP_REQUEST)
+    if (d->gate != NULL && gate_stands_at(d->gate, GATE_POINT_REQUEST))
         gate_continue(d->gate, GATE_POINT_REQUEST);
 }
 
@@ -237,18 +252,36 @@ on_marked(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
 {
     Daemon *d = user_data;
 
-    if (d->gate != NULL && d->state == PAIR_PROTECTED)
+    if (d->gate != NULL && gate_stands_at(d->gate, GATE_POINT_MARK))
         gate_continue(d->gate, GATE_POINT_MARK);
 }
 
 static void
-on_point(Gate *gate, GatePoint point, guint64 epoch, gpointer user_data)
+on_paused(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (d->gate != NULL && gate_stands_at(d->gate, GATE_POINT_REPLY))
+        gate_continue(d->gate, GATE_POINT_REPLY);
+}
+
+static void
+on_begun(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (d->gate != NULL && gate_stands_at(d->gate, GATE_POINT_COMMIT))
+        gate_continue(d->gate, GATE_POINT_COMMIT);
+}
+
+static void
+on_point(Gate *gate G_GNUC_UNUSED, GatePoint point, guint64 epoch, gpointer user_data)
 {
     Daemon *d = user_data;
 
     switch (point) {
     case GATE_POINT_READY:
-        proxy_set_egress(d->proxy, PROXY_EGRESS_HOLD, on_output_held, d);
+        daemon_network_arm(d, on_output_held);
         break;
     case GATE_POINT_REQUEST:
         at_request(d);
@@ -257,13 +290,10 @@ on_point(Gate *gate, GatePoint point, guint64 epoch, gpointer user_data)
         proxy_mark(d->proxy, epoch, on_marked, d);
         break;
     case GATE_POINT_REPLY:
-        gate_continue(gate, GATE_POINT_REPLY);
+        daemon_network_pause(d, on_paused);
         break;
     case GATE_POINT_COMMIT:
-        /* SVM stands and its port is empty: what it said came from a state that is replaced now.
-         * Kept until here, it spares a survivor's TCP connections the wait for a retransmission. */
-        proxy_set_egress(d->proxy, PROXY_EGRESS_KEEP, NULL, NULL);
-        gate_continue(gate, GATE_POINT_COMMIT);
+        daemon_network_commit(d, epoch, on_begun);
         break;
     }
 }
@@ -372,38 +402,7 @@ const GateHandlers daemon_gate_handlers = {
     .failed = on_failed,
 };
 
-/* ---- proxy and VM ---- */
-
-static void
-on_hold_high(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
-{
-    daemon_checkpoint(user_data, CAUSE_HELD_BYTES);
-}
-
-static void
-on_lost(Proxy *proxy G_GNUC_UNUSED, guint64 frames, gpointer user_data)
-{
-    Daemon *d = user_data;
-
-    event_log_add(d->log, EVENT_WARNING, "lost-frames",
-                  "the kernel dropped %" G_GUINT64_FORMAT " frames between QEMU and colod", frames);
-    daemon_checkpoint(d, CAUSE_LOST);
-}
-
-static void
-on_broken(Proxy *proxy G_GNUC_UNUSED, const GError *reason, gpointer user_data)
-{
-    Daemon *d = user_data;
-
-    daemon_set_detail(d, "network: %s", reason->message);
-    event_log_add(d->log, EVENT_ERROR, "network", "%s", reason->message);
-}
-
-const ProxyHandlers daemon_proxy_handlers = {
-    .hold_high = on_hold_high,
-    .lost = on_lost,
-    .broken = on_broken,
-};
+/* ---- VM ---- */
 
 void
 daemon_vm_stopped(Vm *vm G_GNUC_UNUSED, gint64 timestamp_us, gpointer user_data)

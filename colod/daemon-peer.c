@@ -346,7 +346,14 @@ our_generation(gpointer user_data)
     return d->facts.generation;
 }
 
+static void
+on_confirmed(PeerLink *link G_GNUC_UNUSED, int64_t confirmed_ns G_GNUC_UNUSED, gpointer user_data)
+{
+    daemon_network_renew_lease(user_data);
+}
+
 static const PeerLinkHandlers link_handlers = {
+    .confirmed = on_confirmed,
     .up = on_up,
     .message = on_message,
     .down = on_down,

@@ -6,6 +6,7 @@
  *   daemon-actions.c     what the state machine asks for: VM, proxy, gate
  *   daemon-peer.c        messages to and from the peer
  *   daemon-checkpoint.c  gate callbacks and checkpoint policy
+ *   daemon-network.c     the proxy: modes, frames channel, lease, differences
  *   daemon-control.c     control socket
  *   daemon-status.c      status
  *
@@ -154,13 +155,26 @@ void daemon_renew_link(Daemon *d, const char *why);
 
 /* daemon-checkpoint.c */
 extern const GateHandlers daemon_gate_handlers;
-extern const ProxyHandlers daemon_proxy_handlers;
 void daemon_checkpoints_init(Daemon *d);
 void daemon_checkpoint(Daemon *d, CheckpointCause cause);
 void daemon_checkpoints_end(Daemon *d, const char *why);
 void daemon_vm_stopped(Vm *vm, gint64 timestamp_us, gpointer user_data);
 void daemon_vm_resumed(Vm *vm, gint64 timestamp_us, gpointer user_data);
 GateConfig daemon_gate_config(const Daemon *d);
+
+/* daemon-network.c */
+gboolean daemon_is_lockstep(const Daemon *d);
+/* For a VM about to be started, or (@adopt_fds) one that runs. */
+gboolean daemon_make_proxy(Daemon *d, const int *adopt_fds, GError **error);
+/* Takes the frames channel if it is needed. FALSE: there is none. */
+gboolean daemon_network_attach_peer(Daemon *d);
+void daemon_network_detach_peer(Daemon *d);
+void daemon_network_stand_by(Daemon *d);
+void daemon_network_renew_lease(Daemon *d);
+/* The gate's points; the callback goes on from there. */
+void daemon_network_arm(Daemon *d, ProxyDoneFunc armed);
+void daemon_network_pause(Daemon *d, ProxyDoneFunc paused);
+void daemon_network_commit(Daemon *d, guint64 epoch, ProxyDoneFunc begun);
 
 /* daemon-control.c */
 gboolean daemon_start_control(Daemon *d, GError **error);

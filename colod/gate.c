@@ -254,6 +254,12 @@ gate_continue(Gate *gate, GatePoint point)
 }
 
 bool
+gate_stands_at(const Gate *gate, GatePoint point)
+{
+    return gate_is_live(gate) && !gate->stalled && gate->standing && gate->point == point;
+}
+
+bool
 gate_is_caught(Gate *gate, GateStep step)
 {
     if (gate->stalled || gate->stall_step != step)

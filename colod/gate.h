@@ -112,6 +112,9 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Gate, gate_free)
  */
 void gate_continue(Gate *gate, GatePoint point);
 
+/** Whether gate_continue() of @point is due: false also for a gate that has failed or stalled. */
+bool gate_stands_at(const Gate *gate, GatePoint point);
+
 /**
  * Primary: a checkpoint was triggered over QMP; REQUEST is due within message_timeout_ms. Without
  * this call an idle gate waits for REQUEST without a deadline (a secondary always does, heartbeats

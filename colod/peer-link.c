@@ -259,7 +259,11 @@ on_heartbeat(PeerLink *link, View payload, GError **error)
     }
     link->last_heard_ns = clock_now_ns();
     link->peer_sent_ns = MAX(link->peer_sent_ns, (int64_t)sent_ns);
-    link->confirmed_ns = MAX(link->confirmed_ns, (int64_t)echo_ns);
+    if ((int64_t)echo_ns > link->confirmed_ns) {
+        link->confirmed_ns = (int64_t)echo_ns;
+        if (link->state == LINK_UP && link->handlers->confirmed)
+            link->handlers->confirmed(link, link->confirmed_ns, link->user_data);
+    }
     return TRUE;
 }
 

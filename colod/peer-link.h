@@ -50,6 +50,8 @@ typedef struct PeerLinkHandlers {
     /* Somebody was refused, or an attempt of ours failed: for the log and `colo events`.
      * Rate-limited: the same text at most once in 10 s. */
     void (*refused)(PeerLink *link, const char *who, const GError *reason, gpointer user_data);
+    /* peer_link_confirmed_ns() moved on. May be NULL. */
+    void (*confirmed)(PeerLink *link, int64_t confirmed_ns, gpointer user_data);
     /* Asked when a hello is sent or answered: what to say of ourselves. */
     const char *(*our_role)(gpointer user_data);
     guint64 (*our_generation)(gpointer user_data);
