@@ -60,12 +60,6 @@ clear_flag(RewriterConn *c, uint16_t flag)
 }
 
 static bool
-known(const RewriterConn *c)
-{
-    return c->phase == REWRITER_LEARNED || c->phase == REWRITER_OPEN;
-}
-
-static bool
 closed(const RewriterConn *c)
 {
     const uint16_t fins = REWRITER_CONN_FIN_OUT | REWRITER_CONN_FIN_IN;
@@ -124,7 +118,7 @@ learn_ts(RewriterConn *c, uint32_t tsecr)
 static unsigned
 learn(RewriterConn *c, uint32_t ack, uint32_t tsecr)
 {
-    bool again = known(c) && c->seq_off == ack - 1 - c->isn;
+    bool again = rewriter_conn_is_known(c) && c->seq_off == ack - 1 - c->isn;
 
     c->seq_off = ack - 1 - c->isn;
     if (!again)
@@ -200,7 +194,7 @@ egress_syn(RewriterConn *c, const RewriterSegment *s, bool alone)
             did = take_pending(c);
         }
     }
-    return did | (known(c) ? REWRITER_TRANSLATE : 0);
+    return did | (rewriter_conn_is_known(c) ? REWRITER_TRANSLATE : 0);
 }
 
 static unsigned
@@ -212,7 +206,7 @@ egress_rst(RewriterConn *c, const RewriterSegment *s)
             clear_flag(c, PENDING_FLAGS);
         return c->phase == REWRITER_SILENT && !(c->flags & PENDING_FLAGS) ? REWRITER_FORGET : 0;
     }
-    if (!known(c))
+    if (!rewriter_conn_is_known(c))
         return 0;
     set_flag(c, REWRITER_CONN_RESET);
     return REWRITER_TRANSLATE;
@@ -257,9 +251,10 @@ egress_other(RewriterConn *c, const RewriterSegment *s)
 static unsigned
 ingress_syn(RewriterConn *c, const RewriterSegment *s)
 {
-    bool repeats = (c->phase == REWRITER_SYN_RCVD || known(c)) && s->seq == c->peer_isn;
+    bool repeats =
+        (c->phase == REWRITER_SYN_RCVD || rewriter_conn_is_known(c)) && s->seq == c->peer_isn;
 
-    if (repeats || (known(c) && !closed(c)) ||
+    if (repeats || (rewriter_conn_is_known(c) && !closed(c)) ||
         ((c->flags & REWRITER_PEND_SYN) && c->pend_isn == s->seq))
         return 0;
     clear_flag(c, PENDING_FLAGS);
@@ -378,7 +373,7 @@ ingress_other(RewriterConn *c, const RewriterSegment *s)
 static unsigned
 ingress_without_ack(RewriterConn *c, const RewriterSegment *s)
 {
-    if (known(c) && (s->tcp_flags & FRAME_TCP_RST))
+    if (rewriter_conn_is_known(c) && (s->tcp_flags & FRAME_TCP_RST))
         set_flag(c, REWRITER_CONN_RESET);
     return 0; /* no number of ours in it */
 }

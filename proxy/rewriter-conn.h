@@ -100,6 +100,13 @@ unsigned rewriter_conn_step(RewriterConn *conn, const RewriterSegment *segment, 
 /** True if a segment like this makes an unknown connection worth knowing: SYNs, either way. */
 bool rewriter_segment_opens(const RewriterSegment *segment);
 
+/** True: seq_off is known. */
+static inline bool
+rewriter_conn_is_known(const RewriterConn *conn)
+{
+    return conn->phase == REWRITER_LEARNED || conn->phase == REWRITER_OPEN;
+}
+
 /** True: it must not be evicted. */
 static inline bool
 rewriter_conn_is_open(const RewriterConn *conn)

@@ -56,6 +56,7 @@
 #include "bytes.h"
 #include "frame.h"
 #include "rewriter-conn.h"
+#include "rewriter-quote.h"
 #include "rewriter-table.h"
 
 enum {
@@ -65,6 +66,7 @@ enum {
     TCP_ACK_OFF = 8,
     TCP_CSUM_OFF = 16,
     TCP_HEADER_BYTES = 20,
+    ICMP_CSUM_OFF = 2,
     OPTION_END = 0,
     OPTION_NOP = 1,
     OPTION_SACK = 5,
@@ -334,6 +336,27 @@ handle_tcp(Rewriter *r, uint8_t *frame, const Frame *f, bool egress, int64_t now
     refresh_gauges(r);
 }
 
+/* An ICMP error about what PVM sent: SVM knows it by another number. */
+static void
+handle_icmp(Rewriter *r, uint8_t *frame, const Frame *f)
+{
+    Edit e = {.frame = frame, .start = f->payload_off};
+    FlowKey key;
+    size_t seq_at;
+
+    if (!rewriter_quote_parse(frame, f, &key, &seq_at))
+        return;
+    const RewriterEntry *entry =
+        rewriter_table_find(r->table, &key, rewriter_table_hash(r->table, &key));
+
+    if (!entry || !rewriter_conn_is_known(&entry->conn))
+        return;
+    edit_add32(&e, seq_at, 0 - entry->conn.seq_off);
+    if (!f->csum_partial)
+        edit_checksum(&e, f->payload_off + ICMP_CSUM_OFF);
+    r->stats.icmp_translated++;
+}
+
 static void
 handle(Rewriter *r, uint8_t *frame, size_t len, bool egress, int64_t now_ns)
 {
@@ -342,6 +365,8 @@ handle(Rewriter *r, uint8_t *frame, size_t len, bool egress, int64_t now_ns)
     frame_parse(frame, len, VNET_BYTES, &f);
     if (f.cls == FRAME_TCP)
         handle_tcp(r, frame, &f, egress, now_ns);
+    else if (f.cls == FRAME_ICMP && !egress)
+        handle_icmp(r, frame, &f);
     else if (f.cls == FRAME_FRAGMENT && f.protocol == PROTO_TCP)
         r->stats.fragments++;
 }

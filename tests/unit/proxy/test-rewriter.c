@@ -4,6 +4,11 @@
 
 #include "check-main.h"
 
+#include <string.h>
+
+#include "bytes.h"
+#include "packet.h"
+
 static void
 passive_open(Rig *rig)
 {
@@ -290,6 +295,83 @@ rst_and_syn_ack_numbers(Rig *rig)
 START_TEST(unit_r4_rst_and_repeated_syn_ack)
 {
     rig_each_style(rst_and_syn_ack_numbers);
+}
+END_TEST
+
+static bool
+icmp_checksum_ok(const uint8_t *frame, const Frame *f)
+{
+    uint32_t sum = 0;
+
+    if (f->ipv6) {
+        sum = 58 + f->payload_len;
+        for (int i = 0; i < 16; i++)
+            sum += (uint16_t)(f->key.w[i / 4] >> (16 * (i % 4)));
+    }
+    for (uint32_t i = 0; i < f->payload_len; i++)
+        sum += (uint32_t)frame[f->payload_off + i] << (i % 2 ? 0 : 8);
+    while (sum >> 16)
+        sum = (sum & 0xffff) + (sum >> 16);
+    return sum == 0xffff;
+}
+
+/* A router's "too big" about what PVM sent, with @quoted of the TCP header. */
+static void
+icmp_error(Rig *rig, size_t quoted)
+{
+    static uint8_t inner[SEGMENT_FRAME_MAX], frame[SEGMENT_FRAME_MAX];
+    bool ipv6 = rig->style.ipv6;
+    Segment s = svm_says(ACK, 1, 1, 100);
+    Frame f;
+
+    s.seq = PVM_ISN + 1;
+    s.egress = true;
+    s.style = rig->style;
+    size_t inner_len = segment_build(&s, inner);
+
+    frame_parse(inner, inner_len, SEGMENT_VNET_BYTES, &f);
+    size_t ip_at = 10 + 14 + 4u * rig->style.n_vlans;
+    size_t icmp_len = 8 + f.l4_off - ip_at + quoted;
+    uint8_t message[256] = {ipv6 ? 2 : 3, ipv6 ? 0 : 4};
+    Packet p = {.ipv6 = ipv6,
+                .vnet_hdr_len = SEGMENT_VNET_BYTES,
+                .n_vlans = rig->style.n_vlans,
+                .vlans = {7, 8},
+                .src = 99,
+                .dst = ipv6 ? 1 : 0x0a000001,
+                .protocol = ipv6 ? 58 : 1,
+                .payload = message,
+                .len = icmp_len};
+
+    memcpy(message + 8, inner + ip_at, icmp_len - 8);
+    size_t len = packet_build(&p, frame);
+
+    frame_parse(frame, len, SEGMENT_VNET_BYTES, &f);
+    ck_assert_int_eq(f.cls, FRAME_ICMP);
+    for (uint32_t i = 0; i < 0x10000 && !icmp_checksum_ok(frame, &f); i++)
+        be16_store(frame + f.payload_off + 2, (uint16_t)i);
+    ck_assert(icmp_checksum_ok(frame, &f));
+    uint64_t before = rig_stats(rig)->icmp_translated;
+
+    rewriter_ingress(rig->rewriter, frame, len, 1);
+    ck_assert_uint_eq(rig_stats(rig)->icmp_translated, before + (quoted >= 8));
+    if (quoted >= 8)
+        ck_assert_uint_eq(be32_load(frame + len - quoted + 4), SVM_ISN + 1);
+    ck_assert(icmp_checksum_ok(frame, &f));
+}
+
+static void
+icmp_errors(Rig *rig)
+{
+    rig_open_passive(rig);
+    icmp_error(rig, 20);
+    icmp_error(rig, 8);
+    icmp_error(rig, 7);
+}
+
+START_TEST(unit_icmp_error_quotes_svm_numbers)
+{
+    rig_each_style(icmp_errors);
 }
 END_TEST
 
@@ -705,8 +787,8 @@ CHECK_MAIN("rewriter", unit_passive_open, unit_r1_guest_initiated_open,
            unit_r1_refused_open_is_told_in_its_own_numbers, unit_r1_stale_ack_teaches_nothing,
            unit_r2_handshake_that_spans_a_checkpoint, unit_r3_fin_with_ack_closes_in_every_order,
            unit_r4_sack_blocks, unit_r4_timestamps, unit_r4_rst_and_repeated_syn_ack,
-           unit_r4_gso_frame, unit_simultaneous_open, unit_peer_speaks_before_svm,
-           unit_old_connection_is_left_alone, unit_closed_port_leaves_nothing,
-           unit_lost_and_repeated_handshake_segments, unit_syn_cookie_comes_back_exactly,
-           unit_port_reuse, unit_syn_on_a_live_connection, unit_fast_open_is_untracked,
-           unit_commit_forgets, unit_takeover)
+           unit_r4_gso_frame, unit_icmp_error_quotes_svm_numbers, unit_simultaneous_open,
+           unit_peer_speaks_before_svm, unit_old_connection_is_left_alone,
+           unit_closed_port_leaves_nothing, unit_lost_and_repeated_handshake_segments,
+           unit_syn_cookie_comes_back_exactly, unit_port_reuse, unit_syn_on_a_live_connection,
+           unit_fast_open_is_untracked, unit_commit_forgets, unit_takeover)
