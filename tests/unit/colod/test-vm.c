@@ -67,7 +67,8 @@ START_TEST(unit_command_line_says_what_the_configuration_says)
     ck_assert(has_pair(argv, "-append", "console=ttyS0"));
     ck_assert(has_pair(argv, "-netdev", "tap,id=nic0,fd=20,vhost=off"));
     ck_assert(has_pair(argv, "-device",
-                       "virtio-net-pci,id=dev-nic0,netdev=nic0,mac=52:54:00:01:02:03,romfile="));
+                       "virtio-net-pci,id=dev-nic0,netdev=nic0,mac=52:54:00:01:02:03,romfile=,"
+                       "guest_announce=off"));
     ck_assert(
         has_pair(argv, "-netdev",
                  "stream,id=nic1,server=on,addr.type=unix,addr.path=/run/colod/web/nic1.sock"));
