@@ -3,6 +3,7 @@
 
 COLOD_E2E_BUILD   build directory (default build/dev)
 COLOD_LAB_ID      name of the lab (default e2e); two runs at once need two
+COLOD_E2E_MODE    network mode of tests that do not ask for one (default buffered)
 COLOD_E2E_LOGS    where logs of failed tests go (default build/e2e)
 """
 import contextlib
@@ -26,6 +27,7 @@ from lablib.util import LabError  # noqa: E402
 from pair import REPROTECT_S, Pair  # noqa: E402
 
 BUILD = os.path.abspath(os.environ.get("COLOD_E2E_BUILD", f"{SOURCE}/build/dev"))
+MODE = os.environ.get("COLOD_E2E_MODE", "buffered")
 LOGS = os.environ.get("COLOD_E2E_LOGS", f"{SOURCE}/build/e2e")
 
 
@@ -42,7 +44,10 @@ class LabKeeper:
             pytest.exit(f"another run has {self.lab.dir}: wait for its end, or set COLOD_LAB_ID to another name", 1)
 
     def get(self, options):
-        """A protected pair with these options."""
+        """A protected pair with these options. Lock-stepping pairs make checkpoints often: tests wait for them."""
+        options = {"mode": MODE, **options}
+        if options["mode"] == "lockstep":
+            options = {"interval_ms": 400, **options}
         if self.options != options or not self._mend():
             self.drop()
             self.lab.up(Settings(build=BUILD, **options), progress=lambda _: None)
