@@ -281,6 +281,36 @@ colo_run_events(const ColoOptions *options, G_GNUC_UNUSED char **args)
     return COLO_EXIT_DONE;
 }
 
+/* --- explain --- */
+
+int
+colo_run_explain(const ColoOptions *options, G_GNUC_UNUSED char **args)
+{
+    g_autoptr(GError) error = NULL;
+    json_object *arguments = json_object_new_object();
+    g_autofree char *text = NULL;
+
+    /* colod writes the files, and has another working directory. */
+    if (options->save) {
+        g_autofree char *dir = g_canonicalize_filename(options->save, NULL);
+
+        json_object_object_add(arguments, "save", json_object_new_string(dir));
+    }
+
+    json_object *value = call(options, "explain", arguments, &error);
+
+    if (!value)
+        return report(error);
+    if (options->json) {
+        (void)puts(to_json(value, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED));
+    } else {
+        text = colo_explain_text(value);
+        (void)fputs(text, stdout);
+    }
+    json_object_put(value);
+    return COLO_EXIT_DONE;
+}
+
 /* --- Orders --- */
 
 int
@@ -370,6 +400,15 @@ int
 colo_run_test_corrupt(const ColoOptions *options, G_GNUC_UNUSED char **args)
 {
     return call_and_say(options, "test-corrupt", NULL, "the next checkpoint will be corrupted");
+}
+
+int
+colo_run_test_lose(const ColoOptions *options, char **args)
+{
+    json_object *arguments = json_object_new_object();
+
+    json_object_object_add(arguments, "place", json_object_new_string(args[0]));
+    return call_and_say(options, "test-lose", arguments, "the next frame there will be lost");
 }
 
 int

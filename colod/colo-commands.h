@@ -13,12 +13,14 @@ typedef struct ColoOptions {
     gboolean json, watch, follow, yes;
     guint64 after;
     const char *qemu, *accel; /* selftest; NULL: its defaults */
+    const char *save;         /* explain; NULL: nothing is written */
 } ColoOptions;
 
 /* @args: the command's arguments, as many as the table in colo.c says. Return: exit code; a failure
  * has been reported on stderr. */
 int colo_run_status(const ColoOptions *options, char **args);
 int colo_run_events(const ColoOptions *options, char **args);
+int colo_run_explain(const ColoOptions *options, char **args);
 int colo_run_checkpoint(const ColoOptions *options, char **args);
 int colo_run_failover(const ColoOptions *options, char **args);
 int colo_run_protect(const ColoOptions *options, char **args);
@@ -27,3 +29,4 @@ int colo_run_stop_vm(const ColoOptions *options, char **args);
 int colo_run_selftest(const ColoOptions *options, char **args);
 int colo_run_test_stall(const ColoOptions *options, char **args);
 int colo_run_test_corrupt(const ColoOptions *options, char **args);
+int colo_run_test_lose(const ColoOptions *options, char **args);

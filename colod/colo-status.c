@@ -3,6 +3,7 @@
 #include "colo-status.h"
 
 #include <inttypes.h>
+#include <stdbool.h>
 #include <string.h>
 
 /* --- Values, if they are there --- */
@@ -233,6 +234,27 @@ add_checkpoint(GString *text, GString *row, json_object *status)
     end_row(text, "  by cause", row);
 }
 
+static bool
+true_at(json_object *object, const char *path)
+{
+    json_object *value = at(object, path);
+
+    return json_object_is_type(value, json_type_boolean) && json_object_get_boolean(value);
+}
+
+/* A lock-stepping pair only. */
+static void
+add_compare(GString *text, GString *row, json_object *status)
+{
+    add_text(row, status, "network.compare.released.matched", "", " frames matched");
+    add_text(row, status, "network.compare.released.ack_lowered", "", " with a lower ack");
+    add_text(row, status, "network.compare.released.committed", "", " by checkpoints");
+    add_us(row, status, "network.compare.lag_us", "lag");
+    if (true_at(status, "network.compare.dense"))
+        add(row, "short epochs: the guests differ often (colo explain)");
+    end_row(text, "  compared", row);
+}
+
 static void
 add_network(GString *text, GString *row, json_object *status)
 {
@@ -248,6 +270,7 @@ add_network(GString *text, GString *row, json_object *status)
     add_us(row, status, "network.hold_us.p50", "p50");
     add_us(row, status, "network.hold_us.p99", "p99");
     end_row(text, "  held for", row);
+    add_compare(text, row, status);
 }
 
 char *
@@ -294,4 +317,52 @@ colo_event_line(json_object *event)
     }
     g_string_append_printf(line, ": %s", text ? text : "");
     return g_string_free(line, FALSE);
+}
+
+/* --- explain --- */
+
+static void
+add_difference(GString *text, GString *row, json_object *difference)
+{
+    g_autofree char *name = text_at(difference, "what");
+    g_autofree char *hint = text_at(difference, "advice");
+    int64_t seconds;
+
+    add_text(row, difference, "rule", "", "");
+    add_text(row, difference, "count", "", " times");
+    if (number_at(difference, "last_s", &seconds))
+        add(row, "last %" PRId64 " s ago", seconds);
+    add_text(row, difference, "flow", "such as ", "");
+    g_string_append_printf(text, "  %-12s %s\n", name ? name : "-", row->str);
+    g_string_truncate(row, 0);
+    if (hint)
+        g_string_append_printf(text, "    what to change: %s\n", hint);
+}
+
+char *
+colo_explain_text(json_object *explanation)
+{
+    GString *text = g_string_new(NULL);
+    g_autoptr(GString) row = g_string_new(NULL);
+    json_object *list = at(explanation, "differences");
+    size_t n = json_object_is_type(list, json_type_array) ? json_object_array_length(list) : 0;
+
+    add_text(row, explanation, "mode", "", "");
+    if (true_at(explanation, "dense"))
+        add(row, "short epochs: the guests differ often");
+    end_row(text, "Network", row);
+    add_causes(row, at(explanation, "causes"));
+    end_row(text, "Checkpoints", row);
+    add_text(row, explanation, "window_s", "in the last ", " s");
+    end_row(text, "  counted", row);
+    if (n > 0)
+        g_string_append(text, "\nWhere the guests differed, of the last that are kept:\n");
+    else
+        g_string_append(text, "\nThe guests have not differed.\n");
+    for (size_t i = 0; i < n; i++)
+        add_difference(text, row, json_object_array_get_idx(list, i));
+    add_text(row, explanation, "saved", "", " captures written");
+    if (row->len)
+        g_string_append_printf(text, "\n%s\n", row->str);
+    return g_string_free(text, FALSE);
 }

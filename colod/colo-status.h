@@ -6,8 +6,8 @@
 #include <json-c/json.h>
 
 /*
- * All three print what is there: any key may be missing or of another type. The text is safe for a
- * terminal, whatever the strings in @status hold. Return: newly allocated.
+ * All of them print what is there: any key may be missing or of another type. The text is safe for
+ * a terminal, whatever the strings in @status hold. Return: newly allocated.
  */
 
 /** The whole of `colo status`, several lines. */
@@ -18,3 +18,6 @@ char *colo_status_line(json_object *status);
 
 /** One event in one line without newline. */
 char *colo_event_line(json_object *event);
+
+/** The whole of `colo explain`, several lines. */
+char *colo_explain_text(json_object *explanation);

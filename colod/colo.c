@@ -22,6 +22,7 @@ enum {
     OPTION_YES = 1 << 4,
     OPTION_QEMU = 1 << 5,
     OPTION_ACCEL = 1 << 6,
+    OPTION_SAVE = 1 << 7,
 };
 
 /* getopt_long's values; letters are the short options. */
@@ -32,6 +33,7 @@ enum {
     LONG_AFTER,
     LONG_QEMU,
     LONG_ACCEL,
+    LONG_SAVE,
     LONG_SOCKET,
     LONG_TIMEOUT,
     LONG_VERSION,
@@ -48,6 +50,7 @@ static const struct option long_options[] = {
     {"yes", no_argument, NULL, 'y'},
     {"qemu", required_argument, NULL, LONG_QEMU},
     {"accel", required_argument, NULL, LONG_ACCEL},
+    {"save", required_argument, NULL, LONG_SAVE},
     {"help", no_argument, NULL, 'h'},
     {"version", no_argument, NULL, LONG_VERSION},
     {NULL, 0, NULL, 0},
@@ -67,6 +70,8 @@ static const Command commands[] = {
      OPTION_JSON | OPTION_WATCH, 0, colo_run_status},
     {"events", "[--follow] [--after SEQ] [--json]", "what happened",
      OPTION_JSON | OPTION_FOLLOW | OPTION_AFTER, 0, colo_run_events},
+    {"explain", "[--save DIR] [--json]", "why checkpoints happen, and what to change",
+     OPTION_SAVE | OPTION_JSON, 0, colo_run_explain},
     {"checkpoint", "", "make one now and wait until it is committed", 0, 0, colo_run_checkpoint},
     {"failover", "[--yes]", "let this host go on", OPTION_YES, 0, colo_run_failover},
     {"protect", "", "protect the VM", 0, 0, colo_run_protect},
@@ -77,6 +82,8 @@ static const Command commands[] = {
     {"test-stall", "STEP", "test hook: stall checkpoints at a step, 1 to 7", 0, 1,
      colo_run_test_stall},
     {"test-corrupt", "", "test hook: corrupt the next checkpoint", 0, 0, colo_run_test_corrupt},
+    {"test-lose", "PLACE", "test hook: lose the next frame at this place of the comparison", 0, 1,
+     colo_run_test_lose},
 };
 
 static void
@@ -136,6 +143,9 @@ take_command_option(int option, ColoOptions *options)
     case LONG_WATCH:
         options->watch = TRUE;
         return OPTION_WATCH;
+    case LONG_SAVE:
+        options->save = optarg;
+        return OPTION_SAVE;
     case LONG_FOLLOW:
         options->follow = TRUE;
         return OPTION_FOLLOW;

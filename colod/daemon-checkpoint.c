@@ -322,6 +322,7 @@ committed_on_primary(Daemon *d, guint64 epoch)
     c->commit_ns = clock_now_ns();
     c->count++;
     c->by_cause[c->cause]++;
+    explain_causes_add(&c->recent, c->cause, c->commit_ns);
     while ((request = g_queue_pop_head(&c->requests)) != NULL) {
         json_object *value = json_object_new_object();
 

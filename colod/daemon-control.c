@@ -118,6 +118,23 @@ command_events(Daemon *d, ControlRequest *request, json_object *arguments)
 }
 
 static void
+command_explain(Daemon *d, ControlRequest *request, json_object *arguments)
+{
+    json_object *save = NULL;
+
+    if (arguments == NULL || !json_object_object_get_ex(arguments, "save", &save)) {
+        daemon_explain(d, request, NULL);
+        return;
+    }
+    if (!json_object_is_type(save, json_type_string) ||
+        !g_path_is_absolute(json_object_get_string(save))) {
+        control_request_fail(request, "usage", "save must be the absolute path of a folder");
+        return;
+    }
+    daemon_explain(d, request, json_object_get_string(save));
+}
+
+static void
 command_checkpoint(Daemon *d, ControlRequest *request, json_object *arguments G_GNUC_UNUSED)
 {
     if (d->state != PAIR_PROTECTED) {
@@ -228,19 +245,60 @@ command_test_corrupt(Daemon *d, ControlRequest *request, json_object *arguments 
     control_request_return(request, NULL);
 }
 
+/* -1: no such place. */
+static int
+find_loss(const char *name)
+{
+    static const char *const names[] = {
+        [PROXY_LOSE_AT_ENGINE] = "at-engine",
+        [PROXY_LOSE_PRIMARY_EGRESS] = "primary-egress",
+        [PROXY_LOSE_RELEASE] = "release",
+        [PROXY_LOSE_MIRROR] = "mirror",
+        [PROXY_LOSE_SECONDARY_INGRESS] = "secondary-ingress",
+        [PROXY_LOSE_REWRITER_INGRESS] = "rewriter-ingress",
+        [PROXY_LOSE_REWRITER_EGRESS] = "rewriter-egress",
+        [PROXY_LOSE_SECONDARY_EGRESS] = "secondary-egress",
+    };
+
+    G_STATIC_ASSERT(G_N_ELEMENTS(names) == PROXY_N_LOSSES);
+    for (int i = 0; i < PROXY_N_LOSSES; i++)
+        if (name != NULL && strcmp(names[i], name) == 0)
+            return i;
+    return -1;
+}
+
+static void
+command_test_lose(Daemon *d, ControlRequest *request, json_object *arguments)
+{
+    gint64 frames = 1;
+    json_object *place = NULL;
+    int which;
+
+    if (!hooks_allowed(d, request) ||
+        !get_int(request, arguments, "frames", 1, G_MAXUINT16, &frames))
+        return;
+    if (arguments != NULL)
+        (void)json_object_object_get_ex(arguments, "place", &place);
+    which = find_loss(json_object_get_string(place));
+    if (which < 0 || !daemon_is_lockstep(d)) {
+        control_request_fail(request, "usage", "%s",
+                             which < 0 ? "no such place" : "nothing is compared here");
+        return;
+    }
+    proxy_test_lose(d->proxy, (ProxyLoss)which, (unsigned)frames);
+    control_request_return(request, NULL);
+}
+
 static const struct {
     const char *name;
     CommandFunc func;
 } commands[] = {
-    {"status", command_status},
-    {"events", command_events},
-    {"checkpoint", command_checkpoint},
-    {"failover", command_failover},
-    {"protect", command_protect},
-    {"unprotect", command_unprotect},
-    {"stop-vm", command_stop_vm},
-    {"test-stall", command_test_stall},
-    {"test-corrupt", command_test_corrupt},
+    {"status", command_status},         {"events", command_events},
+    {"explain", command_explain},       {"checkpoint", command_checkpoint},
+    {"failover", command_failover},     {"protect", command_protect},
+    {"unprotect", command_unprotect},   {"stop-vm", command_stop_vm},
+    {"test-stall", command_test_stall}, {"test-corrupt", command_test_corrupt},
+    {"test-lose", command_test_lose},
 };
 
 static void

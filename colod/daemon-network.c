@@ -67,12 +67,9 @@ cause_of(CompareRule rule)
     return CAUSE_DIVERGENCE;
 }
 
-static void dbg1(const DivergenceRecord *r, gpointer u){static uint64_t last; char b[RECORD_TEXT_MAX]; if(r->number<=last) return; last=r->number; divergence_format(&r->d,b); g_printerr("DIV %s len %u %u\n",b, r->d.primary_len, r->d.secondary_len); (void)u;}
-void dbg(Proxy *p); void dbg(Proxy *p){proxy_foreach_divergence(p,dbg1,NULL);}
 static void
-on_divergence(Proxy *proxy, const ProxyDivergence *what, gpointer user_data)
+on_divergence(Proxy *proxy G_GNUC_UNUSED, const ProxyDivergence *what, gpointer user_data)
 {
-    extern void dbg(Proxy *p); dbg(proxy);
     daemon_checkpoint(user_data, cause_of(what->rule));
 }
 

@@ -8,6 +8,7 @@
  *   daemon-checkpoint.c  gate callbacks and checkpoint policy
  *   daemon-network.c     the proxy: modes, frames channel, lease, differences
  *   daemon-control.c     control socket
+ *   daemon-explain.c     why checkpoints happen
  *   daemon-status.c      status
  *
  * All of it runs in the main thread.
@@ -20,6 +21,7 @@
 #include "control-server.h"
 #include "daemon.h"
 #include "event-log.h"
+#include "explain.h"
 #include "gate.h"
 #include "pair-fsm.h"
 #include "peer-link.h"
@@ -48,6 +50,7 @@ typedef struct Checkpoints {
     gint64 resumed_ns;
     guint64 count;
     guint64 by_cause[N_CAUSES];
+    ExplainCauses recent;
     gint64 stopped_us; /* QEMU's clock at STOP, 0: runs */
     Durations pauses;  /* of the local guest, STOP to RESUME */
     Durations commits; /* REQUEST to COMMITTED: how long the output waits beyond its epoch */
@@ -180,6 +183,9 @@ void daemon_network_commit(Daemon *d, guint64 epoch, ProxyDoneFunc begun);
 gboolean daemon_start_control(Daemon *d, GError **error);
 void daemon_end_waiting(Daemon *d);
 void daemon_drop_waiting(Daemon *d);
+
+/* daemon-explain.c */
+void daemon_explain(Daemon *d, ControlRequest *request, const char *save_dir);
 
 /* daemon-status.c */
 json_object *daemon_status(const Daemon *d);

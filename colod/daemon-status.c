@@ -164,9 +164,12 @@ checkpoint_status(const Daemon *d)
     return object;
 }
 
+/* In a lock-stepping pair output is compared where a buffered one holds it. */
 static const char *
 egress_name(const Daemon *d)
 {
+    const gboolean lockstep = daemon_is_lockstep(d);
+
     switch (d->state) {
     case PAIR_ALONE:
     case PAIR_PREPARING:
@@ -176,12 +179,12 @@ egress_name(const Daemon *d)
     case PAIR_JUDGING:
     case PAIR_CLAIM_PRIMARY:
     case PAIR_RESUMING:
-        return "held";
+        return lockstep ? "compared" : "held";
     case PAIR_INCOMING:
     case PAIR_STANDBY:
     case PAIR_CLAIM_SECONDARY:
     case PAIR_TAKING_OVER:
-        return "kept";
+        return lockstep ? "shadow" : "kept";
     case PAIR_BOOT:
     case PAIR_IDLE:
     case PAIR_OFF:
@@ -198,6 +201,46 @@ egress_name(const Daemon *d)
 }
 
 static json_object *
+released_status(const ProxyStats *stats)
+{
+    json_object *object = json_object_new_object();
+
+    add_int(object, "matched", (gint64)stats->released[COMPARE_RELEASED_MATCHED]);
+    add_int(object, "ack_lowered", (gint64)stats->released[COMPARE_RELEASED_ACK_LOWERED]);
+    add_int(object, "passed", (gint64)stats->released[COMPARE_RELEASED_PASSED]);
+    add_int(object, "committed", (gint64)stats->released[COMPARE_RELEASED_COMMITTED]);
+    return object;
+}
+
+static json_object *
+compare_status(const Daemon *d, const ProxyStats *stats)
+{
+    json_object *object = json_object_new_object();
+    json_object *rules = json_object_new_object();
+
+    json_object_object_add(object, "dense",
+                           json_object_new_boolean(
+                               checkpoint_policy_is_dense(&d->checkpoints.policy, clock_now_ns())));
+    add_int(object, "primary_frames", (gint64)stats->compared_frames[COMPARE_PRIMARY]);
+    add_int(object, "secondary_frames", (gint64)stats->compared_frames[COMPARE_SECONDARY]);
+    json_object_object_add(object, "released", released_status(stats));
+    for (int rule = 0; rule < COMPARE_N_RULES; rule++)
+        add_int(rules, compare_rule_name((CompareRule)rule), (gint64)stats->divergences[rule]);
+    json_object_object_add(object, "differences", rules);
+    add_int(object, "waiting_primary", (gint64)stats->engine_frames[COMPARE_PRIMARY]);
+    add_int(object, "waiting_secondary", (gint64)stats->engine_frames[COMPARE_SECONDARY]);
+    add_int(object, "waiting_bytes", (gint64)stats->engine_bytes);
+    add_int(object, "lag_us", (gint64)stats->lag_us);
+    add_int(object, "mirrored_frames", (gint64)stats->mirrored_frames);
+    add_int(object, "shadow_frames", (gint64)stats->shadow_frames);
+    add_int(object, "forgotten_frames", (gint64)stats->ingress_forgotten);
+    add_int(object, "duplicate_frames", (gint64)stats->ingress_duplicates);
+    add_int(object, "peer_gaps", (gint64)stats->peer_gaps);
+    add_int(object, "peer_queue_bytes", (gint64)stats->peer_queue_bytes);
+    return object;
+}
+
+static json_object *
 network_status(const Daemon *d)
 {
     json_object *object = json_object_new_object();
@@ -206,7 +249,7 @@ network_status(const Daemon *d)
 
     if (d->proxy != NULL)
         proxy_get_stats(d->proxy, &stats);
-    add_string(object, "mode", "buffered");
+    add_string(object, "mode", daemon_is_lockstep(d) ? "lockstep" : "buffered");
     add_string(object, "egress", egress_name(d));
     add_int(object, "held_frames", (gint64)stats.held_frames);
     add_int(object, "held_bytes", (gint64)stats.held_bytes);
@@ -220,6 +263,8 @@ network_status(const Daemon *d)
     add_int(hold, "p50", (gint64)stats.hold_us_p50);
     add_int(hold, "p99", (gint64)stats.hold_us_p99);
     json_object_object_add(object, "hold_us", hold);
+    if (daemon_is_lockstep(d))
+        json_object_object_add(object, "compare", compare_status(d, &stats));
     return object;
 }
 

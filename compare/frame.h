@@ -101,3 +101,11 @@ frame_key_protocol(const FlowKey *key)
 {
     return (uint8_t)(key->w[4] >> 16);
 }
+
+/** Source and destination port of a TCP or UDP flow, host order. */
+static inline void
+frame_key_ports(const FlowKey *key, uint16_t ret_ports[static 2])
+{
+    ret_ports[0] = (uint16_t)(key->w[4] >> 48);
+    ret_ports[1] = (uint16_t)(key->w[4] >> 32);
+}

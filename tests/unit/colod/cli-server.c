@@ -49,6 +49,22 @@ return_epoch(ControlRequest *request, json_object *arguments)
     control_request_return(request, value);
 }
 
+/* What the guests differed in, and the folder that was asked for in place of a count. */
+static void
+return_explanation(ControlRequest *request, json_object *arguments)
+{
+    json_object *value = json_tokener_parse(
+        "{\"mode\": \"lockstep\", \"dense\": true, \"window_s\": 60,"
+        " \"causes\": {\"divergence\": 12, \"interval\": 3},"
+        " \"differences\": [{\"what\": \"tcp port 443\", \"rule\": \"payload\", \"count\": 12,"
+        " \"last_s\": 1.5, \"flow\": \"a > b tcp\", \"advice\": \"end TLS elsewhere\"}]}");
+    json_object *save = json_object_object_get(arguments, "save");
+
+    if (save)
+        json_object_object_add(value, "saved", json_object_get(save));
+    control_request_return(request, value);
+}
+
 static void
 handle(ControlRequest *request, const char *command, json_object *arguments, gpointer user_data)
 {
@@ -56,6 +72,8 @@ handle(ControlRequest *request, const char *command, json_object *arguments, gpo
 
     if (g_str_equal(command, "status"))
         return_status(server, request);
+    else if (g_str_equal(command, "explain"))
+        return_explanation(request, arguments);
     else if (g_str_equal(command, "events"))
         return_events(server, request, arguments);
     else if (g_str_equal(command, "checkpoint"))

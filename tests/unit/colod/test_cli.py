@@ -286,6 +286,30 @@ def test_unit_orders(server, command):
     assert (code, err) == (0, "") and out.count("\n") == 1
 
 
+EXPLANATION = """\
+  Network      lockstep, short epochs: the guests differ often
+  Checkpoints  divergence 12, interval 3
+    counted    in the last 60 s
+
+Where the guests differed, of the last that are kept:
+  tcp port 443 payload, 12 times, last 1 s ago, such as a > b tcp
+    what to change: end TLS elsewhere
+"""
+
+
+def test_unit_explain(server):
+    assert colo("--socket", server.socket, "explain") == (0, EXPLANATION, "")
+    code, out, _ = colo("--socket", server.socket, "explain", "--json")
+    assert code == 0 and json.loads(out)["causes"]["divergence"] == 12
+
+
+def test_unit_explain_save_gives_an_absolute_folder(server):
+    """colod writes the files, from another working directory."""
+    code, out, err = colo("--socket", server.socket, "explain", "--save", "some/folder")
+    assert (code, err) == (0, "")
+    assert out == EXPLANATION + f"\n{os.getcwd()}/some/folder captures written\n"
+
+
 def test_err_refused_is_one_line_on_stderr(server):
     result = colo("--socket", server.socket, "failover", "--yes")
     assert_failed(result, "failover: refused: the peer runs the VM;")
