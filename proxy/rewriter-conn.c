@@ -31,7 +31,7 @@
  */
 #include "rewriter-conn.h"
 
-#include <assert.h>
+#include <stdlib.h>
 
 #include "frame.h"
 #include "seq.h"
@@ -242,8 +242,7 @@ egress_other(RewriterConn *c, const RewriterSegment *s)
     case REWRITER_N_PHASES:
         break;
     }
-    assert(!"phase of a connection");
-    return 0;
+    abort();
 }
 
 /* --- ingress --- */
@@ -301,8 +300,7 @@ ingress_syn_ack(RewriterConn *c, const RewriterSegment *s)
     case REWRITER_N_PHASES:
         break;
     }
-    assert(!"phase of a connection");
-    return 0;
+    abort();
 }
 
 /* True: it belongs to the connection that the pending SYN began, not to one from before. */
@@ -366,8 +364,7 @@ ingress_other(RewriterConn *c, const RewriterSegment *s)
     case REWRITER_N_PHASES:
         break;
     }
-    assert(!"phase of a connection");
-    return 0;
+    abort();
 }
 
 static unsigned
