@@ -9,9 +9,10 @@
  * in which the two come does not matter.
  *
  * What acknowledges counts only if it can belong to the connection:
- *   SYN_SENT  a SYN-ACK; an RST that acknowledges (connection refused). Not a bare ACK: that is
- *             from a connection the peer still has from before (RFC 9293, 3.5.1), PVM and SVM
- *             answer it with the same RST, and then the SYN is repeated.
+ *   SYN_SENT  a SYN-ACK; an RST with ACK and sequence number 0 (connection refused; RFC 9293,
+ *             3.5.2). Not a bare ACK or another RST: those are of the connection before on the same
+ *             ports. PVM and SVM answer such an ACK with the same RST, and then the SYN is
+ *             repeated.
  *   SYN_RCVD  what begins at or shortly after the peer's SYN; a SYN-ACK with the peer's number
  *             (simultaneous open). Not an RST: its sequence number is all that matters.
  *
@@ -31,7 +32,7 @@
  */
 #include "rewriter-conn.h"
 
-#include <assert.h>
+#include <stdlib.h>
 
 #include "frame.h"
 #include "seq.h"
@@ -129,23 +130,31 @@ learn(RewriterConn *c, uint32_t ack, uint32_t tsecr)
     return again ? 0 : REWRITER_DID_LEARN;
 }
 
+/* True: SVM's SYN or SYN-ACK is of the connection that what is pending is of. */
+static bool
+pending_fits(const RewriterConn *c)
+{
+    if (c->phase == REWRITER_SYN_SENT)
+        return c->flags & REWRITER_PEND_SYN_ACK;
+    /* With fast open the SYN-ACK acknowledges data as well. */
+    return (c->flags & PENDING_FLAGS) &&
+           (c->peer_isn == c->pend_isn || follows_syn(c->peer_isn, c->pend_isn));
+}
+
 /* SVM has just said its SYN or SYN-ACK: is PVM's number known already? */
 static unsigned
 take_pending(RewriterConn *c)
 {
     uint16_t pending = c->flags & PENDING_FLAGS;
-    unsigned did = 0;
 
-    if (c->phase == REWRITER_SYN_SENT && (pending & REWRITER_PEND_SYN_ACK)) {
+    if (!pending_fits(c))
+        return 0;
+    if (c->phase == REWRITER_SYN_SENT)
         c->peer_isn = c->pend_isn;
-        did = learn(c, c->pend_ack, c->pend_tsecr);
-    } else if (c->phase == REWRITER_SYN_RCVD && (pending & REWRITER_PEND_SYN) &&
-               (c->peer_isn == c->pend_isn || follows_syn(c->peer_isn, c->pend_isn))) {
-        if (pending & REWRITER_PEND_ACK)
-            did = learn(c, c->pend_ack, c->pend_tsecr);
-        clear_flag(c, PENDING_FLAGS);
-    }
-    return did;
+    if (pending & (REWRITER_PEND_SYN_ACK | REWRITER_PEND_ACK))
+        return learn(c, c->pend_ack, c->pend_tsecr);
+    clear_flag(c, PENDING_FLAGS);
+    return 0;
 }
 
 static unsigned
@@ -242,8 +251,7 @@ egress_other(RewriterConn *c, const RewriterSegment *s)
     case REWRITER_N_PHASES:
         break;
     }
-    assert(!"phase of a connection");
-    return 0;
+    abort();
 }
 
 /* --- ingress --- */
@@ -255,7 +263,7 @@ ingress_syn(RewriterConn *c, const RewriterSegment *s)
         (c->phase == REWRITER_SYN_RCVD || rewriter_conn_is_known(c)) && s->seq == c->peer_isn;
 
     if (repeats || (rewriter_conn_is_known(c) && !closed(c)) ||
-        ((c->flags & REWRITER_PEND_SYN) && c->pend_isn == s->seq))
+        ((c->flags & PENDING_FLAGS) && c->pend_isn == s->seq))
         return 0;
     clear_flag(c, PENDING_FLAGS);
     set_flag(c, REWRITER_PEND_SYN);
@@ -301,8 +309,7 @@ ingress_syn_ack(RewriterConn *c, const RewriterSegment *s)
     case REWRITER_N_PHASES:
         break;
     }
-    assert(!"phase of a connection");
-    return 0;
+    abort();
 }
 
 /* True: it belongs to the connection that the pending SYN began, not to one from before. */
@@ -346,7 +353,7 @@ ingress_other(RewriterConn *c, const RewriterSegment *s)
 
     switch ((RewriterPhase)c->phase) {
     case REWRITER_SYN_SENT:
-        if (!rst)
+        if (!rst || s->seq)
             return remember_ack(c, s);
         did = learn(c, s->ack, tsecr_of(s));
         c->peer_isn = s->seq;
@@ -366,8 +373,7 @@ ingress_other(RewriterConn *c, const RewriterSegment *s)
     case REWRITER_N_PHASES:
         break;
     }
-    assert(!"phase of a connection");
-    return 0;
+    abort();
 }
 
 static unsigned

@@ -2,7 +2,7 @@
 /* segment.c - TCP segments as the tests of the rewriter state them, to frames and back */
 #include "segment.h"
 
-#include <check.h>
+#include <glib.h>
 #include <string.h>
 
 #include "bytes.h"
@@ -28,7 +28,7 @@ put_options(const Segment *s, uint8_t at[static 40])
             be32_store(at + n + 2 + 4 * i, s->sacks[i]);
         n += 2 + 8u * s->n_sacks;
     }
-    ck_assert_uint_le(n, 40);
+    g_assert_cmpuint(n, <=, 40);
     return (n + 3) / 4;
 }
 
@@ -70,7 +70,7 @@ segment_build(const Segment *s, uint8_t *buf)
         sum = (sum & 0xffff) + (sum >> 16);
     memcpy(buf + l4 + 20, options, 4u * p.n_tcp_options);
     be16_store(buf + l4 + 16, (uint16_t)sum);
-    ck_assert(segment_checksum_ok(buf, len));
+    g_assert_true(segment_checksum_ok(buf, len));
     return len;
 }
 
@@ -80,7 +80,7 @@ segment_read(const uint8_t *frame, size_t len, Segment *s)
     Frame f;
 
     frame_parse(frame, len, SEGMENT_VNET_BYTES, &f);
-    ck_assert_int_eq(f.cls, FRAME_TCP);
+    g_assert_cmpint(f.cls, ==, FRAME_TCP);
     const uint8_t *option = frame + f.l4_off + 20 + s->style.n_nops;
 
     s->flags = f.tcp_flags;

@@ -185,6 +185,72 @@ START_TEST(sec_hash_flood)
 }
 END_TEST
 
+/* The linker puts these in the place of the real ones (CMakeLists.txt). */
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t size);
+static unsigned n_allocations;
+
+void *
+__wrap_malloc(size_t size)
+{
+    n_allocations++;
+    return __real_malloc(size);
+}
+
+void *
+__wrap_calloc(size_t n, size_t size)
+{
+    n_allocations++;
+    return __real_calloc(n, size);
+}
+
+void *
+__wrap_realloc(void *p, size_t size)
+{
+    n_allocations++;
+    return __real_realloc(p, size);
+}
+
+START_TEST(sec_no_allocation_after_start)
+{
+    static uint8_t frame[SEGMENT_FRAME_MAX];
+    unsigned before = n_allocations;
+    Rig rig = rig_new((SegmentStyle){.n_nops = 2}, 100);
+    unsigned started = n_allocations;
+
+    ck_assert_uint_gt(started, before); /* so they are counted */
+    for (uint32_t n = 0; n < 1000; n++) {
+        const Segment handshake[] = {peer_says(SYN, 0, 0, 0), svm_says(SYN | ACK, 0, 1, 0),
+                                     peer_says(ACK, 1, 1, 0), svm_says(ACK, 1, 1, 0)};
+
+        for (unsigned i = 0; i < G_N_ELEMENTS(handshake); i++) {
+            Segment s = of_connection(n, handshake[i]);
+
+            s.style = rig.style;
+            s.egress = i % 2;
+            size_t len = segment_build(&s, frame);
+            unsigned passing = n_allocations;
+
+            if (s.egress)
+                rewriter_egress(rig.rewriter, frame, len, 1);
+            else
+                rewriter_ingress(rig.rewriter, frame, len, 1);
+            if (n % 300 == 299)
+                rewriter_commit(rig.rewriter);
+            if (n == 990)
+                rewriter_takeover(rig.rewriter);
+            g_assert_cmpuint(n_allocations, ==, passing);
+        }
+    }
+    ck_assert_uint_gt(rig_stats(&rig)->learned, 300);
+    rig_free(&rig);
+}
+END_TEST
+
 static void
 assert_untouched(Rig *rig, uint8_t *frame, size_t len)
 {
@@ -292,4 +358,5 @@ END_TEST
 
 CHECK_MAIN("rewriter-sec", err_new_out_of_range, sec_r3_full_table_is_never_wiped,
            sec_more_than_100000_connections, sec_half_open_flood, sec_ack_flood_opens_nothing,
-           sec_hash_flood, sec_fragments_and_others_pass, sec_cut_short, sec_option_lengths)
+           sec_hash_flood, sec_no_allocation_after_start, sec_fragments_and_others_pass,
+           sec_cut_short, sec_option_lengths)
