@@ -75,7 +75,7 @@ START_TEST(unit_ingress_gets_to_both_guests)
             ck_assert_int_eq(guest_recv(&pair.s, WAIT), i);
         }
         ck_assert_int_eq(guest_recv(&pair.s, 0), -1);
-        ck_assert_uint_eq(world_stats(&pair.p).mirrored_frames, 200);
+        ck_assert_uint_ge(world_stats(&pair.p).mirrored_frames, 200);
         ck_assert_uint_eq(world_stats(&pair.s).peer_gaps, 0);
         pair_clear(&pair);
     }
@@ -186,6 +186,45 @@ peer_says(int fd, guint64 epoch, guint32 number, size_t len)
     ck_assert_int_eq(send(fd, message, n, MSG_NOSIGNAL), (ssize_t)n);
 }
 
+static bool
+recv_whole(int fd, uint8_t *bytes, size_t len, void (*meanwhile)(gpointer), gpointer user_data)
+{
+    int64_t deadline_ns = clock_now_ns() + WAIT * NS_PER_MS;
+
+    for (size_t got = 0; got < len;) {
+        ssize_t n = recv(fd, bytes + got, len - got, MSG_DONTWAIT);
+
+        if (n > 0)
+            got += (size_t)n;
+        else if (clock_now_ns() > deadline_ns || n == 0)
+            return false;
+        else if (meanwhile)
+            meanwhile(user_data);
+        else
+            g_usleep(50);
+    }
+    return true;
+}
+
+/* The next numbered frame that was mirrored; whatever else the kernel sends on a bridge is skipped.
+ * Returns its number. */
+static guint32
+next_copy(int fd, WireFrame *ret_frame, void (*meanwhile)(gpointer), gpointer user_data)
+{
+    static uint8_t bytes[WIRE_MESSAGE_MAX];
+    size_t n;
+
+    do {
+        ck_assert(recv_whole(fd, bytes, WIRE_HEADER_BYTES, meanwhile, user_data));
+        ck_assert(
+            recv_whole(fd, bytes + WIRE_HEADER_BYTES, be32_load(bytes + 4), meanwhile, user_data));
+        ck_assert_int_eq(wire_decode(bytes, sizeof(bytes), ret_frame, &n), WIRE_OK);
+        ck_assert_uint_eq(ret_frame->sequence, ++wire_sequence);
+        ck_assert_int_eq(ret_frame->kind, WIRE_INGRESS);
+    } while (be16_load(ret_frame->frame + WIRE_VNET_BYTES + 12) != 0x88b5);
+    return be32_load(ret_frame->frame + WIRE_VNET_BYTES + 14);
+}
+
 static void
 checkpoint_alone(World *w, guint64 epoch)
 {
@@ -267,10 +306,9 @@ START_TEST(unit_ingress_copies_carry_the_epoch_of_the_mark)
 {
     World w;
     ProxyConfig base;
-    uint8_t bytes[4096];
     WireFrame frame;
-    size_t n;
 
+    wire_sequence = 0;
     lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
 
     int fd = lone_init(&w, PROXY_PORT_TAP, &base);
@@ -280,15 +318,8 @@ START_TEST(unit_ingress_copies_carry_the_epoch_of_the_mark)
             checkpoint_alone(&w, epoch);
         client_send(&w, epoch, 60);
         ck_assert_int_eq(guest_recv(&w, WAIT), epoch);
-        WORLD_UNTIL(&w, st.mirrored_frames == epoch + 1 && st.peer_queue_bytes == 0);
-
-        ssize_t got = recv(fd, bytes, sizeof(bytes), 0);
-
-        ck_assert_int_gt(got, 0);
-        ck_assert_int_eq(wire_decode(bytes, (size_t)got, &frame, &n), WIRE_OK);
+        ck_assert_uint_eq(next_copy(fd, &frame, NULL, NULL), epoch);
         ck_assert_uint_eq(frame.epoch, epoch);
-        ck_assert_uint_eq(frame.sequence, epoch + 1);
-        ck_assert_int_eq(frame.kind, WIRE_INGRESS);
         ck_assert_uint_eq(frame.len, WIRE_VNET_BYTES + 60);
     }
     (void)close(fd);
@@ -304,7 +335,9 @@ START_TEST(unit_copies_of_a_stopped_guest_wait_and_are_forgotten_at_the_commit)
     world_pause(&pair.s);
     for (guint32 i = 0; i < 5; i++)
         client_send(&pair.p, i, 60);
-    WORLD_UNTIL(&pair.s, st.ingress_queued_bytes > 5 * 60);
+    for (guint32 i = 0; i < 5; i++)
+        ck_assert_int_eq(guest_recv(&pair.p, WAIT), i);
+    WORLD_UNTIL(&pair.p, st.peer_queue_bytes == 0);
     ck_assert_int_eq(guest_recv(&pair.s, 0), -1);
     world_mark(&pair.p, 1);
     pair.epoch = 1;
@@ -312,7 +345,7 @@ START_TEST(unit_copies_of_a_stopped_guest_wait_and_are_forgotten_at_the_commit)
     client_send(&pair.p, 100, 60);
     /* PVM's state has seen the five. */
     ck_assert_int_eq(guest_recv(&pair.s, WAIT), 100);
-    ck_assert_uint_eq(world_stats(&pair.s).ingress_forgotten, 5);
+    ck_assert_uint_ge(world_stats(&pair.s).ingress_forgotten, 5);
     ck_assert_uint_eq(world_stats(&pair.s).ingress_queued_bytes, 0);
     pair_clear(&pair);
 }
@@ -369,51 +402,52 @@ END_TEST
 
 /* --- bounds --- */
 
+/* A guest that gets its frames in order. */
+typedef struct Receiver {
+    World w;
+    guint32 given;
+} Receiver;
+
+static void
+receive_some(gpointer user_data)
+{
+    Receiver *r = user_data;
+
+    while (guest_recv(&r->w, 0) == r->given)
+        r->given++;
+}
+
 START_TEST(err_a_slow_channel_stops_ingress_and_loses_nothing)
 {
-    enum { N = 6000, LEN = 1400, MESSAGE = WIRE_OVERHEAD_BYTES + WIRE_VNET_BYTES + LEN };
-    World w;
+    enum { N = 6000, LEN = 1400 };
+    Receiver r = {0};
     ProxyConfig base;
-    guint32 given = 0;
-    uint8_t bytes[MESSAGE];
 
+    wire_sequence = 0;
     lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
 
-    int fd = lone_init(&w, PROXY_PORT_STREAM, &base);
+    int fd = lone_init(&r.w, PROXY_PORT_STREAM, &base);
 
     /* Nobody reads at the peer. At most 4 MiB are queued to it; then the LAN tap is left alone. */
     for (guint32 i = 0; i < N; i++) {
-        client_send(&w, i, LEN);
-        while (guest_recv(&w, 0) == given)
-            given++;
+        client_send(&r.w, i, LEN);
+        receive_some(&r);
     }
-    while (guest_recv(&w, 50) == given)
-        given++;
-    ck_assert_uint_lt(given, N);
-    ck_assert_uint_gt(given, 1000);
-    ck_assert_uint_gt(world_stats(&w).peer_queue_bytes, 3 * MIB);
-    ck_assert_uint_le(world_stats(&w).mirrored_frames, given + 1);
+    while (guest_recv(&r.w, 50) == r.given)
+        r.given++;
+    ck_assert_uint_lt(r.given, N);
+    ck_assert_uint_gt(r.given, 1000);
+    ck_assert_uint_gt(world_stats(&r.w).peer_queue_bytes, 3 * MIB);
     for (guint32 i = 0; i < N; i++) {
         WireFrame frame;
-        size_t n;
 
-        for (size_t got = 0; got < MESSAGE;) {
-            ssize_t r = recv(fd, bytes + got, MESSAGE - got, MSG_DONTWAIT);
-
-            if (r > 0)
-                got += (size_t)r;
-            else if (guest_recv(&w, 1) == given)
-                given++;
-        }
-        ck_assert_int_eq(wire_decode(bytes, MESSAGE, &frame, &n), WIRE_OK);
-        ck_assert_uint_eq(frame.sequence, i + 1);
-        ck_assert_uint_eq(be32_load(frame.frame + WIRE_VNET_BYTES + 14), i);
+        ck_assert_uint_eq(next_copy(fd, &frame, receive_some, &r), i);
     }
-    while (given < N)
-        ck_assert_int_eq(guest_recv(&w, WAIT), given++);
-    ck_assert_uint_eq(world_stats(&w).lost_frames, 0);
+    while (r.given < N)
+        ck_assert_int_eq(guest_recv(&r.w, WAIT), r.given++);
+    ck_assert_uint_eq(world_stats(&r.w).lost_frames, 0);
     (void)close(fd);
-    world_clear(&w);
+    world_clear(&r.w);
 }
 END_TEST
 
@@ -618,7 +652,7 @@ START_TEST(err_peer_end_holds_output_until_it_is_decided)
         /* The guest is fed on. */
         client_send(&w, 50, 60);
         ck_assert_int_eq(guest_recv(&w, WAIT), 50);
-        ck_assert_uint_eq(world_stats(&w).unmirrored_frames, 1);
+        ck_assert_uint_ge(world_stats(&w).unmirrored_frames, 1);
         /* Goes on alone. */
         world_egress(&w, PROXY_EGRESS_OPEN);
         guest_send(&w, 4, 60);
@@ -782,7 +816,10 @@ START_TEST(life_takeover_gives_the_guest_what_was_mirrored)
     world_pause(&pair.s);
     for (guint32 i = 0; i < 5; i++)
         client_send(&pair.p, i, 60);
-    WORLD_UNTIL(&pair.p, st.mirrored_frames == 5 && st.peer_queue_bytes == 0);
+    /* Mirrored before PVM was given it. */
+    for (guint32 i = 0; i < 5; i++)
+        ck_assert_int_eq(guest_recv(&pair.p, WAIT), i);
+    WORLD_UNTIL(&pair.p, st.peer_queue_bytes == 0);
     proxy_free(pair.p.proxy);
     pair.p.proxy = NULL;
     world_egress(&pair.s, PROXY_EGRESS_OPEN);
@@ -910,7 +947,7 @@ START_TEST(unit_ingress_is_quiet_within_a_millisecond_or_two)
     pair_init(&pair, PROXY_PORT_STREAM, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
     /* The guest has not taken it: that cannot be waited for. */
     client_send(&pair.p, 1, 60);
-    WORLD_UNTIL(&pair.p, st.ingress_frames == 1);
+    WORLD_UNTIL(&pair.p, st.ingress_frames >= 1);
 
     int64_t start_ns = clock_now_ns();
 
