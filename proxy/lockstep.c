@@ -22,7 +22,7 @@ lockstep_init(Lockstep *lockstep, const ProxyConfig *config)
     lockstep->compare.memory_max_bytes = config->hold_max_bytes;
     lockstep->rewriter.connections_max = config->rewriter_connections_max
                                              ? config->rewriter_connections_max
-                                             : (uint32_t)PROXY_CONNECTIONS_DEFAULT;
+                                             : (uint32_t)REWRITER_CONNECTIONS_DEFAULT;
     if (getrandom(random, sizeof(random), 0) != sizeof(random))
         return -EIO;
     for (unsigned i = 0; i < 2; i++) {

@@ -337,7 +337,7 @@ nic_wants_lan_input(const Nic *nic)
 
 /* Makes sure that a frame is under way. False: none is there. */
 static bool
-next_ingress(Nic *nic)
+next_ingress(Nic *nic, int64_t now_ns)
 {
     while (nic->ingress_len == 0) {
         ssize_t n = read(nic->lan_fd, nic->ingress, HOLD_QUEUE_FRAME_MAX);
@@ -357,7 +357,7 @@ next_ingress(Nic *nic)
         nic->ingress_len = (size_t)n;
         nic->ls.mirrored = false;
         if (nic->ls.rewriting)
-            rewriter_ingress(nic->ls.rewriter, nic->ingress, nic->ingress_len, nic->batch_ns);
+            rewriter_ingress(nic->ls.rewriter, nic->ingress, nic->ingress_len, now_ns);
     }
     return true;
 }
@@ -402,7 +402,7 @@ nic_give(Nic *nic, const uint8_t *frame, size_t len, int64_t now_ns)
 static bool
 pump_one(Nic *nic, int64_t now_ns)
 {
-    if (!next_ingress(nic))
+    if (!next_ingress(nic, now_ns))
         return false;
     if (!discards_ingress(nic) &&
         (!redirector_mirror(nic) || !nic_give(nic, nic->ingress, nic->ingress_len, now_ns)))

@@ -102,6 +102,7 @@ peer_stream_send(PeerStream *stream, WireKind kind, unsigned nic, uint64_t epoch
 
     g_assert(byte_ring_room(&stream->out) >= WIRE_OVERHEAD_BYTES + len);
     byte_ring_produce(&stream->out, wire_encode(byte_ring_tail(&stream->out), &message));
+    counter_set(&stream->queue_bytes, stream->out.len);
 }
 
 void
@@ -152,7 +153,7 @@ peer_stream_fill(PeerStream *stream, int64_t now_ns)
             break;
         }
         if (n == 0)
-            peer_stream_fail(stream, 0, stream->in.len ? "it ended" : "the peer has closed it");
+            peer_stream_fail(stream, 0, "the peer has closed it");
         else if (n < 0)
             peer_stream_fail(stream, (int)-n, "reading failed");
         if (n <= 0)

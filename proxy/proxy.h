@@ -56,11 +56,9 @@ typedef struct ProxyConfig {
      * following count only then. */
     bool lockstep;
     CompareConfig compare; /* from compare_config_init(); memory bound and hash key are ours */
-    guint32 rewriter_connections_max; /* per NIC; 0: PROXY_CONNECTIONS_DEFAULT */
+    guint32 rewriter_connections_max; /* per NIC; 0: REWRITER_CONNECTIONS_DEFAULT */
     bool test_hooks;                  /* proxy_test_lose() does something */
 } ProxyConfig;
-
-enum { PROXY_CONNECTIONS_DEFAULT = 1 << 17 };
 
 /* What becomes of the guest's output. */
 typedef enum ProxyEgress {

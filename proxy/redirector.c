@@ -172,7 +172,8 @@ redirector_take_peer(Nic *nic, const WireFrame *frames, size_t n, int64_t now_ns
     unsigned n_in = 0;
 
     if (!redirector_wants(nic, COMPARE_SECONDARY)) {
-        ask_for_room(nic);
+        if (!has_room(nic, 0))
+            ask_for_room(nic);
         return 0;
     }
     if (lockstep_loses(nic->lockstep, PROXY_LOSE_AT_ENGINE))

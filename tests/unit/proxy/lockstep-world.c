@@ -50,16 +50,23 @@ pair_sockets(int fds[2])
 }
 
 void
+lockstep_config(ProxyConfig *base, unsigned timeout_ms, gsize hold_max_bytes)
+{
+    *base = (ProxyConfig){.hold_max_bytes = hold_max_bytes, .lockstep = true, .test_hooks = true};
+    compare_config_init(&base->compare);
+    base->compare.timeout_ns = timeout_ms * NS_PER_MS;
+    base->compare.policy[FRAME_L2_OTHER] = COMPARE_POLICY_FULL;
+    base->rewriter_connections_max = 1024;
+}
+
+void
 pair_init(Pair *pair, ProxyPortKind port, unsigned timeout_ms, gsize hold_max_bytes)
 {
-    ProxyConfig base = {.hold_max_bytes = hold_max_bytes, .lockstep = true, .test_hooks = true};
+    ProxyConfig base;
     int fds[2];
 
     *pair = (Pair){0};
-    compare_config_init(&base.compare);
-    base.compare.timeout_ns = timeout_ms * NS_PER_MS;
-    base.compare.policy[FRAME_L2_OTHER] = COMPARE_POLICY_FULL;
-    base.rewriter_connections_max = 1024;
+    lockstep_config(&base, timeout_ms, hold_max_bytes);
     world_enter();
     world_open(&pair->p, 0, port, &base);
     world_open(&pair->s, 1, port, &base);
@@ -70,6 +77,21 @@ pair_init(Pair *pair, ProxyPortKind port, unsigned timeout_ms, gsize hold_max_by
     world_egress(&pair->s, PROXY_EGRESS_SHADOW);
     world_egress(&pair->p, PROXY_EGRESS_COMPARE);
     world_ingress(&pair->p, true);
+}
+
+int
+lone_init(World *w, ProxyPortKind port, ProxyConfig *base)
+{
+    int fds[2];
+
+    world_enter();
+    world_open(w, 0, port, base);
+    pair_sockets(fds);
+    world_attach_fd(w, fds[0]);
+    proxy_set_lease(w->proxy, INT64_MAX);
+    world_egress(w, PROXY_EGRESS_COMPARE);
+    world_ingress(w, true);
+    return fds[1];
 }
 
 void

@@ -19,6 +19,12 @@ enum { PAIR_TIMEOUT_MS = 200, PAIR_HOLD_BYTES = 8 << 20 };
 void pair_init(Pair *pair, ProxyPortKind port, unsigned timeout_ms, gsize hold_max_bytes);
 void pair_clear(Pair *pair);
 
+/** Only the primary, in COMPARE and ingress flowing; the test is its peer. @base:
+ * lockstep_config(), changed as the test likes. Returns the test's end of the channel. */
+int lone_init(World *w, ProxyPortKind port, ProxyConfig *base);
+/** What pair_init() uses. */
+void lockstep_config(ProxyConfig *base, unsigned timeout_ms, gsize hold_max_bytes);
+
 /** The steps of a checkpoint, as the two control threads take them. */
 void pair_begin_checkpoint(Pair *pair);
 void pair_end_checkpoint(Pair *pair);

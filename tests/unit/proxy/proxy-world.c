@@ -250,13 +250,13 @@ build(uint8_t *frame, const uint8_t *from, guint32 number, size_t len)
 }
 
 void
-guest_send(World *w, guint32 number, size_t len)
+guest_send_raw(World *w, const guint8 *frame, size_t len)
 {
     static uint8_t buffer[FRAME_MAX];
     size_t header = w->guest_header ? (size_t)w->guest_header : 4;
 
     memset(buffer, 0, header);
-    build(buffer + header, guest_mac, number, len);
+    memcpy(buffer + header, frame, len);
     if (!w->guest_header)
         be32_store(buffer, (uint32_t)len);
 
@@ -271,6 +271,15 @@ guest_send(World *w, guint32 number, size_t len)
         if (n > 0)
             sent += (size_t)n;
     }
+}
+
+void
+guest_send(World *w, guint32 number, size_t len)
+{
+    static uint8_t frame[FRAME_MAX];
+
+    build(frame, guest_mac, number, len);
+    guest_send_raw(w, frame, len);
 }
 
 void

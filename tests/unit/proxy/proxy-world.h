@@ -42,6 +42,8 @@ void world_clear(World *w);
 Proxy *world_proxy(World *w, ProxyPortKind port, gsize hold_max_bytes, int adopt_fd);
 
 void guest_send(World *w, guint32 number, size_t len);
+/** An Ethernet frame as it is. */
+void guest_send_raw(World *w, const guint8 *frame, size_t len);
 void client_send(World *w, guint32 number, size_t len);
 /** The next numbered frame, or -1 when none came within @wait_ms. */
 gint64 guest_recv(World *w, int wait_ms);
