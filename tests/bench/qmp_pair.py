@@ -3,82 +3,17 @@
 
 The measure for our tunnel: the same QEMU, guest, devices and checkpoint interval, and nothing between the two.
 """
-import collections
-import json
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 
 from lablib import netns
+from lablib.qmp import Qmp
 from lablib.topology import GUEST_ADDRESS, GUEST_MAC
-from lablib.util import LabError, Process, run, wait_until
-
-
-class Qmp(threading.Thread):
-    """Answers by id, events in order."""
-
-    def __init__(self, path):
-        super().__init__(daemon=True)
-        self.answers = {}
-        self.events = collections.deque()
-        self.changed = threading.Condition()
-        self.last_id = 0
-
-        def connect():
-            sock = socket.socket(socket.AF_UNIX)
-            try:
-                sock.connect(path)
-                return sock
-            except OSError:
-                sock.close()
-                return None
-        self.sock = wait_until(connect, 20, f"{path} is there")
-        self.stream = self.sock.makefile("r")
-        self.stream.readline()
-        self.start()
-        self.call("qmp_capabilities")
-
-    def run(self):
-        for line in self.stream:
-            message = json.loads(line)
-            with self.changed:
-                if "event" in message:
-                    self.events.append(message)
-                else:
-                    self.answers[message["id"]] = message
-                self.changed.notify_all()
-
-    def call(self, command, **arguments):
-        self.last_id += 1
-        number = self.last_id
-        request = {"execute": command, "id": number}
-        if arguments:
-            request["arguments"] = arguments
-        self.sock.sendall(json.dumps(request).encode() + b"\n")
-        with self.changed:
-            if not self.changed.wait_for(lambda: number in self.answers, 20):
-                raise LabError(f"QMP {command}: no answer within 20 s")
-            answer = self.answers.pop(number)
-        if "error" in answer:
-            raise LabError(f"QMP {command}: {answer['error']['desc']}")
-        return answer["return"]
-
-    def wait_event(self, name, seconds=10):
-        """The next one of this name, in microseconds; those before it are forgotten."""
-        deadline = time.monotonic() + seconds
-        with self.changed:
-            while True:
-                while self.events:
-                    event = self.events.popleft()
-                    if event["event"] == name:
-                        stamp = event["timestamp"]
-                        return stamp["seconds"] * 1_000_000 + stamp["microseconds"]
-                if not self.changed.wait(max(0, deadline - time.monotonic())):
-                    raise LabError(f"QMP: no {name} within {seconds} s")
+from lablib.util import Process, run, wait_until
 
 
 class PlainPair:
