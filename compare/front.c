@@ -646,6 +646,7 @@ front_report(Front *f)
     add_int(o, "released_by_policy", stats.released[COMPARE_RELEASED_PASSED]);
     add_int(o, "released_by_checkpoint", stats.released[COMPARE_RELEASED_COMMITTED]);
     json_object_object_add(o, "divergences", report_rules(&stats));
+    add_int(o, "secondary_announcements", stats.announcements);
     add_int(o, "checkpoints", stats.checkpoints);
     add_int(o, "notified", f->n_notified);
     add_int(o, "framing_errors", f->n_framing_errors);

@@ -484,6 +484,7 @@ add_stats(CompareStats *sum, const CompareStats *stats)
     for (int i = 0; i < COMPARE_N_RULES; i++)
         sum->divergences[i] += stats->divergences[i];
     sum->refused += stats->refused;
+    sum->announcements += stats->announcements;
     sum->checkpoints = stats->checkpoints; /* the same in each */
     sum->flows_created += stats->flows_created;
     sum->flows_expired += stats->flows_expired;
