@@ -701,6 +701,17 @@ report_timeout(Compare *e, const Held *h)
     forget_secondary(e, f);
 }
 
+/* True: @h was an announcement, and is no more. */
+static bool
+ignore_announcement(Compare *e, Held *h)
+{
+    if (!e->config.ignore_announcements || h->side == COMPARE_PRIMARY || !dgram_is_announcement(h))
+        return false;
+    e->stats.announcements++;
+    dgram_forget_secondary(e, h);
+    return true;
+}
+
 static bool
 is_covered(const Held *h)
 {
@@ -718,7 +729,8 @@ compare_tick(Compare *e, int64_t now_ns)
         e->age_check = h->link[LINK_AGE].next;
         if (h->frag_set)
             fragment_timeout(e, h);
-        else if (h->flow && !(h->flow->flags & FLOW_DIVERGED) && !is_covered(h))
+        else if (h->flow && !(h->flow->flags & FLOW_DIVERGED) && !is_covered(h) &&
+                 !ignore_announcement(e, h))
             report_timeout(e, h);
     }
     flow_table_expire(e->flows, e->now_s, (uint32_t)(e->config.flow_idle_ns / NS_PER_S),

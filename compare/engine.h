@@ -108,6 +108,10 @@ DiffSpot tcp_stuck_at(const Flow *f);
 void dgram_process(Compare *e, Flow *f, Held *h);
 /** Takes @h out of the datagram index if it is there. */
 void dgram_unindex(Compare *e, Held *h);
+/** True if @h, of a class without a stream, tells neighbours where the guest is. */
+bool dgram_is_announcement(const Held *h);
+/** Forgets a frame of the secondary that nothing of the primary matched. */
+void dgram_forget_secondary(Compare *e, Held *h);
 /** Where the payloads of @p and @s (either may be NULL) first differ. */
 DiffSpot dgram_first_difference(const Held *p, const Held *s);
 
