@@ -776,12 +776,36 @@ takeover_in_syn_sent(Rig *rig)
     rig_assert_translated(rig);
 }
 
+/* The peer has PVM's SYN and answers SVM's with an ACK; SVM's RST to that and the peer's repeated
+ * SYN-ACK cross. The connection the RST ended must not be taken up. */
+static void
+takeover_rst_crosses_syn_ack(Rig *rig)
+{
+    rig_out(rig, svm_says(SYN, 0, 0, 0));
+    rewriter_takeover(rig->rewriter);
+    rig_out(rig, svm_says(SYN, 0, 0, 0));
+    ck_assert_uint_eq(rig_in(rig, peer_says(ACK, 1, 1, 0)).ack, PVM_ISN + 1);
+    Segment rst = {.flags = RST, .seq = PVM_ISN + 1};
+
+    ck_assert_uint_eq(rig_out(rig, rst).seq, PVM_ISN + 1);
+    ck_assert_uint_eq(rig_in(rig, peer_says(SYN | ACK, 0, 1, 0)).ack, PVM_ISN + 1);
+    ck_assert_uint_eq(rig_out(rig, rst).seq, PVM_ISN + 1);
+    /* SVM's SYN once more, and now the peer begins with it. */
+    ck_assert_uint_eq(rig_out(rig, svm_says(SYN, 0, 0, 0)).seq, SVM_ISN);
+    Segment syn_ack = peer_says(SYN | ACK, 7, 1, 0);
+
+    syn_ack.ack = SVM_ISN + 1;
+    ck_assert_uint_eq(rig_in(rig, syn_ack).ack, SVM_ISN + 1);
+    ck_assert_uint_eq(rig_out(rig, svm_says(ACK, 1, 8, 10)).seq, SVM_ISN + 1);
+}
+
 START_TEST(unit_takeover)
 {
     rig_each_style(takeover);
     rig_each_style(takeover_half_open);
     rig_each_style(takeover_half_open_without_pvm);
     rig_each_style(takeover_in_syn_sent);
+    rig_each_style(takeover_rst_crosses_syn_ack);
 }
 END_TEST
 
