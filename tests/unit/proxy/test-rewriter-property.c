@@ -87,7 +87,9 @@ typedef struct Conn {
     int64_t held_since[MAX_HELD];
     int n_held;
     int64_t lonely_since; /* SVM goes on though the others are through */
-    bool tainted;         /* not gated: the offset is wrong until the next checkpoint */
+    uint32_t refused_ack; /* what SVM has reset last while it waited for a SYN-ACK */
+    bool refused;
+    bool tainted; /* not gated: the offset is wrong until the next checkpoint */
 } Conn;
 
 struct World {
@@ -220,7 +222,9 @@ static void
 check_ingress(Conn *c, const Segment *before, const Segment *after, uint32_t inc)
 {
     const MiniTcp *svm = &c->end[SVM], *peer = &c->end[PEER];
-    bool waits_for_syn_ack = svm->state == MINI_SYN_SENT && !(before->flags & SYN);
+    bool waits_for_syn_ack =
+        svm->state == MINI_SYN_SENT &&
+        (!(before->flags & SYN) || (c->refused && c->refused_ack == before->ack));
 
     must(after->seq == before->seq && after->tsval == before->tsval);
     if (svm->inc != inc || svm->state == MINI_CLOSED || peer->inc != inc || !peer->has_irs ||
@@ -324,6 +328,10 @@ from_svm(World *w, Conn *c, Wire *wire)
     Segment s = through_rewriter(w, wire);
 
     check_egress(c, &wire->s, &s);
+    if ((wire->s.flags & (RST | ACK)) == RST && c->end[SVM].state == MINI_SYN_SENT) {
+        c->refused = true;
+        c->refused_ack = wire->s.seq;
+    }
     wire->s = s;
     if (w->alone) {
         over_network(w, wire, TO_PEER);
@@ -523,7 +531,7 @@ next_connection(World *w, Conn *c)
     if (c->inc)
         check_end(c);
     c->inc++;
-    c->tainted = false;
+    c->tainted = c->refused = false;
     c->kind = below(w, N_KINDS);
     c->app[0] = random_app(w, true);
     c->app[1] = random_app(w, true);

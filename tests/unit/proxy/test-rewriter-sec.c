@@ -89,6 +89,28 @@ START_TEST(sec_r3_full_table_is_never_wiped)
 }
 END_TEST
 
+/* What a commit has forgotten makes room before anything that is of use. */
+START_TEST(sec_r3_forgotten_ones_go_first)
+{
+    enum { MAX = 20 };
+    Rig rig = rig_new((SegmentStyle){0}, MAX);
+
+    for (uint32_t n = 0; n < MAX; n++)
+        open_connection(&rig, n);
+    rewriter_commit(rig.rewriter);
+    for (uint32_t n = MAX; n < 2 * MAX; n++)
+        rig_in(&rig, of_connection(n, peer_says(SYN, 0, 0, 0)));
+    ck_assert_uint_eq(rig_stats(&rig)->connections, MAX);
+    ck_assert_uint_eq(rig_stats(&rig)->evicted, 0);
+    rewriter_commit(rig.rewriter);
+    for (uint32_t n = 0; n < MAX; n++)
+        open_connection(&rig, n);
+    ck_assert_uint_eq(rig_stats(&rig)->connections_open, MAX);
+    ck_assert_uint_eq(rig_stats(&rig)->evicted, 0);
+    rig_free(&rig);
+}
+END_TEST
+
 START_TEST(sec_more_than_100000_connections)
 {
     enum { N = 120000 };
@@ -357,6 +379,6 @@ START_TEST(sec_option_lengths)
 END_TEST
 
 CHECK_MAIN("rewriter-sec", err_new_out_of_range, sec_r3_full_table_is_never_wiped,
-           sec_more_than_100000_connections, sec_half_open_flood, sec_ack_flood_opens_nothing,
-           sec_hash_flood, sec_no_allocation_after_start, sec_fragments_and_others_pass,
-           sec_cut_short, sec_option_lengths)
+           sec_r3_forgotten_ones_go_first, sec_more_than_100000_connections, sec_half_open_flood,
+           sec_ack_flood_opens_nothing, sec_hash_flood, sec_no_allocation_after_start,
+           sec_fragments_and_others_pass, sec_cut_short, sec_option_lengths)

@@ -319,7 +319,7 @@ icmp_checksum_ok(const uint8_t *frame, const Frame *f)
 
 /* A router's "too big" about what PVM sent, with @quoted of the TCP header. */
 static void
-icmp_error(Rig *rig, size_t quoted)
+icmp_error(Rig *rig, size_t quoted, bool fragment)
 {
     static uint8_t inner[SEGMENT_FRAME_MAX], frame[SEGMENT_FRAME_MAX];
     bool ipv6 = rig->style.ipv6;
@@ -345,7 +345,11 @@ icmp_error(Rig *rig, size_t quoted)
                 .payload = message,
                 .len = icmp_len};
 
+    bool translated = quoted >= 8 && !fragment;
+
     memcpy(message + 8, inner + ip_at, icmp_len - 8);
+    if (fragment)
+        message[8 + 7] = 1; /* of IPv4: not the first */
     size_t len = packet_build(&p, frame);
 
     frame_parse(frame, len, SEGMENT_VNET_BYTES, &f);
@@ -356,9 +360,10 @@ icmp_error(Rig *rig, size_t quoted)
     uint64_t before = rig_stats(rig)->icmp_translated;
 
     rewriter_ingress(rig->rewriter, frame, len, 1);
-    ck_assert_uint_eq(rig_stats(rig)->icmp_translated, before + (quoted >= 8));
+    ck_assert_uint_eq(rig_stats(rig)->icmp_translated, before + translated);
     if (quoted >= 8)
-        ck_assert_uint_eq(be32_load(frame + len - quoted + 4), SVM_ISN + 1);
+        ck_assert_uint_eq(be32_load(frame + len - quoted + 4),
+                          (translated ? SVM_ISN : PVM_ISN) + 1);
     ck_assert(icmp_checksum_ok(frame, &f));
 }
 
@@ -366,9 +371,11 @@ static void
 icmp_errors(Rig *rig)
 {
     rig_open_passive(rig);
-    icmp_error(rig, 20);
-    icmp_error(rig, 8);
-    icmp_error(rig, 7);
+    icmp_error(rig, 20, false);
+    icmp_error(rig, 8, false);
+    icmp_error(rig, 7, false);
+    if (!rig->style.ipv6)
+        icmp_error(rig, 20, true);
 }
 
 START_TEST(unit_icmp_error_quotes_svm_numbers)
@@ -456,9 +463,33 @@ early_syn_ack_of_another_attempt(Rig *rig)
 
     stale.seq += 7777;
     stale.ack += 9999;
+    stale.tsecr += 77777;
     rig_in(rig, stale);
     rig_out(rig, svm_says(SYN, 0, 0, 0));
-    ck_assert_uint_eq(rig_in(rig, peer_says(SYN | ACK, 0, 1, 0)).ack, SVM_ISN + 1);
+    stale = rig_in(rig, peer_says(SYN | ACK, 0, 1, 0));
+    ck_assert_uint_eq(stale.ack, SVM_ISN + 1);
+    ck_assert_uint_eq(stale.tsecr, SVM_TS);
+    rig_assert_translated(rig);
+}
+
+/* Simultaneous open whose SYN-ACK came before the SYN; by the next ACK the peer has data of PVM. */
+static void
+early_syn_ack_before_syn(Rig *rig)
+{
+    rig_in(rig, peer_says(SYN | ACK, 0, 1, 0));
+    rig_in(rig, peer_says(SYN, 0, 0, 0));
+    rig_in(rig, peer_says(ACK, 1, 501, 0));
+    ck_assert_uint_eq(rig_out(rig, svm_says(SYN, 0, 0, 0)).seq, PVM_ISN);
+    rig_assert_translated(rig);
+}
+
+static void
+early_syn_ack_before_syn_answered(Rig *rig)
+{
+    rig_in(rig, peer_says(SYN | ACK, 0, 1, 0));
+    rig_in(rig, peer_says(SYN, 0, 0, 0));
+    rig_in(rig, peer_says(ACK, 1, 501, 0));
+    ck_assert_uint_eq(rig_out(rig, svm_says(SYN | ACK, 0, 1, 0)).seq, PVM_ISN);
     rig_assert_translated(rig);
 }
 
@@ -467,6 +498,8 @@ START_TEST(unit_peer_speaks_before_svm)
     rig_each_style(early_ack);
     rig_each_style(early_syn_ack);
     rig_each_style(early_syn_ack_of_another_attempt);
+    rig_each_style(early_syn_ack_before_syn);
+    rig_each_style(early_syn_ack_before_syn_answered);
 }
 END_TEST
 
@@ -638,6 +671,10 @@ challenged_syn(Rig *rig)
     rig_assert_translated(rig);
     rig_in(rig, peer_says(ACK, 5001, 101, 0));
     rig_assert_translated(rig);
+    /* Nor is it remembered when the connection has come as far as the SYN was, and closes. */
+    rig_out(rig, svm_says(FIN | ACK, 101, 5001, 0));
+    ck_assert_uint_eq(rig_in(rig, peer_says(FIN | ACK, 5001, 101, 0)).ack, SVM_ISN + 101);
+    ck_assert_uint_eq(rig_in(rig, peer_says(ACK, 5002, 102, 0)).ack, SVM_ISN + 102);
 }
 
 START_TEST(unit_syn_on_a_live_connection)
@@ -776,12 +813,36 @@ takeover_in_syn_sent(Rig *rig)
     rig_assert_translated(rig);
 }
 
+/* The peer has PVM's SYN and answers SVM's with an ACK; SVM's RST to that and the peer's repeated
+ * SYN-ACK cross. The connection the RST ended must not be taken up. */
+static void
+takeover_rst_crosses_syn_ack(Rig *rig)
+{
+    rig_out(rig, svm_says(SYN, 0, 0, 0));
+    rewriter_takeover(rig->rewriter);
+    rig_out(rig, svm_says(SYN, 0, 0, 0));
+    ck_assert_uint_eq(rig_in(rig, peer_says(ACK, 1, 1, 0)).ack, PVM_ISN + 1);
+    Segment rst = {.flags = RST, .seq = PVM_ISN + 1};
+
+    ck_assert_uint_eq(rig_out(rig, rst).seq, PVM_ISN + 1);
+    ck_assert_uint_eq(rig_in(rig, peer_says(SYN | ACK, 0, 1, 0)).ack, PVM_ISN + 1);
+    ck_assert_uint_eq(rig_out(rig, rst).seq, PVM_ISN + 1);
+    /* SVM's SYN once more, and now the peer begins with it. */
+    ck_assert_uint_eq(rig_out(rig, svm_says(SYN, 0, 0, 0)).seq, SVM_ISN);
+    Segment syn_ack = peer_says(SYN | ACK, 7, 1, 0);
+
+    syn_ack.ack = SVM_ISN + 1;
+    ck_assert_uint_eq(rig_in(rig, syn_ack).ack, SVM_ISN + 1);
+    ck_assert_uint_eq(rig_out(rig, svm_says(ACK, 1, 8, 10)).seq, SVM_ISN + 1);
+}
+
 START_TEST(unit_takeover)
 {
     rig_each_style(takeover);
     rig_each_style(takeover_half_open);
     rig_each_style(takeover_half_open_without_pvm);
     rig_each_style(takeover_in_syn_sent);
+    rig_each_style(takeover_rst_crosses_syn_ack);
 }
 END_TEST
 
