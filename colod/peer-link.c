@@ -56,6 +56,7 @@
 #include "clock.h"
 #include "peer-hello.h"
 #include "peer-tls.h"
+#include "source.h"
 
 #include <string.h>
 #include <sys/random.h>
@@ -113,15 +114,6 @@ struct PeerLink {
 static void link_reset(PeerLink *link, const GError *reason);
 
 /* Sources, random numbers, reports */
-
-static void
-source_clear(GSource **source)
-{
-    if (*source) {
-        g_source_destroy(*source);
-        g_clear_pointer(source, g_source_unref);
-    }
-}
 
 static void
 timer_set(GMainContext *context, GSource **place, unsigned ms, GSourceFunc function, gpointer data)
