@@ -2,6 +2,8 @@
 /* test-gate-pair.c - both gates back to back between a fake PVM and a fake SVM */
 #include "test-gate-bench.h"
 
+#include "test-colo-recording.h"
+
 /* Two ends in one log; the benches' own peers are not used. */
 typedef struct Pair {
     Bench primary, secondary;
