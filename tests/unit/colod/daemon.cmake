@@ -1,3 +1,4 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 colo_unit_test(test-pair-fsm colod_pair)
+colo_unit_test(test-pair-world colod_pair)
 colo_unit_test(test-vm colod_vm)
