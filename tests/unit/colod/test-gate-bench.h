@@ -110,7 +110,6 @@ GByteArray *covered_new(void);
 void bench_test_checkpoints(const BenchSide *side);
 
 /** At each step from @first on the gate fails when nothing more comes, and says what it missed.
- * @check: what else
- * holds then; may be NULL. */
+ * @check: what else holds then; may be NULL. */
 void bench_test_deadlines(const BenchSide *side, GateStep first, const char *const awaited[],
                           void (*check)(Bench *bench, GateStep step));
