@@ -440,6 +440,7 @@ deliver(World *w, int i)
         if (message->generation > h->facts.generation)
             return;
         h->facts.peer_gave_up = TRUE;
+        h->facts.peer_role_primary = FALSE;
     }
     if ((message->event == PAIR_EVENT_PEER_DISCARD && message->generation < h->facts.generation) ||
         (message->event == PAIR_EVENT_PEER_HAND_OVER && message->generation != h->facts.generation))
@@ -496,8 +497,10 @@ boot(World *w, int i)
 {
     Host *h = &w->host[i];
 
+    g_queue_clear(&h->local); /* what happened while no colod was there to hear it */
     h->facts.vm_alive = h->vm;
-    if (!h->vm && !w->manual && w->arbiter_owner == i && w->arbiter_newest > h->facts.generation)
+    if (!(h->vm && h->facts.role_primary) && !w->manual && w->arbiter_owner == i &&
+        w->arbiter_newest > h->facts.generation)
         burn_generation(h, w->arbiter_newest);
     h->facts.stale = !w->manual && !w->arbiter_away && w->arbiter_owner != i &&
                      w->arbiter_newest > h->facts.generation;
@@ -517,6 +520,14 @@ crash_colod(World *w, int i)
     h->state = PAIR_BOOT;
     h->armed_link = h->output_open = FALSE;
     h->facts.promotable = h->facts.off_wanted = FALSE;
+}
+
+/* It has got a generation, or is about to hear so. */
+static gboolean
+goes_on(Host *h)
+{
+    return h->state == PAIR_RESUMING || h->state == PAIR_TAKING_OVER || h->state == PAIR_ALONE ||
+           g_queue_find(&h->local, GINT_TO_POINTER((int)PAIR_EVENT_CLAIM_GRANTED + 1)) != NULL;
 }
 
 static void
@@ -550,8 +561,10 @@ fault(World *w)
         host_event(w, i, PAIR_EVENT_VM_STUCK);
         break;
     case 10:
-        /* An operator may start a VM beside an unseen one: his word, his risk. Not here. */
-        if (h->facts.peer_up || (!w->manual && h->state != PAIR_IDLE && h->state != PAIR_OFF))
+        /* An operator may start a VM beside an unseen one, or let both sides go on: his word, his
+         * risk (docs/FAILURE-MODES.md, "What is not covered"). Not here. */
+        if ((h->facts.peer_up || (!w->manual && h->state != PAIR_IDLE && h->state != PAIR_OFF)) &&
+            !(w->manual && goes_on(&w->host[!i])))
             host_event(w, i, PAIR_EVENT_OP_FAILOVER);
         break;
     case 11:
@@ -567,17 +580,15 @@ assert_world(const World *w, guint32 seed, guint step)
 {
     const Host *a = &w->host[0], *b = &w->host[1];
 
-    ck_assert_msg(!(a->output_open && b->output_open),
-                  "two primaries (seed %u, step %u): %s/%" G_GUINT64_FORMAT
-                  " %s/%" G_GUINT64_FORMAT,
-                  seed, step, pair_state_name(a->state), a->facts.generation,
-                  pair_state_name(b->state), b->facts.generation);
-    for (int i = 0; i < 2; i++) {
-        if (w->host[i].output_open)
-            ck_assert_msg(w->host[i].facts.generation >= w->host[!i].facts.generation,
-                          "the host with output open is not the newest (seed %u, step %u)", seed,
-                          step);
-    }
+    /* Not ck_assert(), which writes a mark each time. */
+    if (a->output_open && b->output_open)
+        ck_abort_msg("two primaries (seed %u, step %u): %s/%" G_GUINT64_FORMAT
+                     " %s/%" G_GUINT64_FORMAT,
+                     seed, step, pair_state_name(a->state), a->facts.generation,
+                     pair_state_name(b->state), b->facts.generation);
+    if ((a->output_open && a->facts.generation < b->facts.generation) ||
+        (b->output_open && b->facts.generation < a->facts.generation))
+        ck_abort_msg("the host with output open is not the newest (seed %u, step %u)", seed, step);
 }
 
 static void
@@ -672,7 +683,7 @@ START_TEST(life_two_hosts_never_both_open_their_output)
     const char *seed_text = g_getenv("COLOD_FSM_SEED");
     const char *runs_text = g_getenv("COLOD_FSM_RUNS");
     guint32 first = seed_text ? (guint32)g_ascii_strtoull(seed_text, NULL, 10) : 1;
-    guint32 runs = runs_text ? (guint32)g_ascii_strtoull(runs_text, NULL, 10) : 400;
+    guint32 runs = runs_text ? (guint32)g_ascii_strtoull(runs_text, NULL, 10) : 2000;
     guint takeovers = 0, resumes = 0, protections = 0;
 
     for (guint32 seed = first; seed < first + runs; seed++) {
