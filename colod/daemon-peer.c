@@ -214,6 +214,7 @@ on_vm_dead(Daemon *d, json_object *body, guint64 generation)
                   "%s: no VM of generation %" G_GUINT64_FORMAT "%s%s", d->config->peer_host,
                   generation, reason && *reason ? ": " : "", reason ? reason : "");
     d->facts.peer_gave_up = TRUE;
+    d->facts.peer_role_primary = FALSE; /* it has saved that before it said so */
     daemon_event(d, PAIR_EVENT_PEER_VM_DEAD);
 }
 

@@ -39,6 +39,7 @@
 #include "qmp-client.h"
 #include "selftest-cache.h"
 #include "selftest-vm.h"
+#include "source.h"
 
 #include <assert.h>
 #include <string.h>
@@ -143,17 +144,9 @@ uses_kvm(const Selftest *test)
 /* --- The end --- */
 
 static void
-clear_source(GSource **source)
-{
-    if (*source)
-        g_source_destroy(*source);
-    g_clear_pointer(source, g_source_unref);
-}
-
-static void
 set_timer(GSource **source, unsigned timeout_ms, GSourceFunc func, Selftest *test)
 {
-    clear_source(source);
+    source_clear(source);
     *source = timeout_ms ? g_timeout_source_new(timeout_ms) : g_idle_source_new();
     g_source_set_priority(*source, G_PRIORITY_DEFAULT);
     g_source_set_callback(*source, func, test, NULL);
@@ -165,8 +158,8 @@ on_deliver(gpointer user_data)
 {
     Selftest *test = user_data;
 
-    clear_source(&test->later);
-    clear_source(&test->deadline);
+    source_clear(&test->later);
+    source_clear(&test->deadline);
     if (test->dir)
         selftest_dir_remove(test->dir); /* the caller may keep the test, or end with it */
     test->phase = PHASE_DONE;
@@ -196,7 +189,7 @@ side_is_gone(const Side *side)
 static void
 clean_up(Selftest *test)
 {
-    clear_source(&test->later);
+    source_clear(&test->later);
     for (Side *side = &test->primary;; side = &test->secondary) {
         g_clear_pointer(&side->qmp, qmp_client_unref);
         if (side->vm)
@@ -255,7 +248,7 @@ on_phase_deadline(gpointer user_data)
     gboolean in_colo = g_strcmp0(test->status, "colo") == 0;
     SelftestVerdict failed = uses_kvm(test) ? SELFTEST_KVM_UNUSABLE : SELFTEST_FAILED;
 
-    clear_source(&test->deadline);
+    source_clear(&test->deadline);
     if (test->broken_text) {
         conclude(test, SELFTEST_FAILED, g_steal_pointer(&test->broken_text));
         return G_SOURCE_REMOVE;
@@ -401,7 +394,7 @@ trigger_checkpoint(Selftest *test)
 
     json_object_object_add(arguments, "x-checkpoint-delay",
                            json_object_new_int(checkpoint_interval_ms));
-    clear_source(&test->later);
+    source_clear(&test->later);
     enter_phase(test, PHASE_CHECKPOINT, CHECKPOINT_MS);
     send_command(&test->primary, "migrate-set-parameters", arguments, on_triggered);
 }
@@ -415,7 +408,7 @@ on_poll_status(gpointer user_data)
 {
     Selftest *test = user_data;
 
-    clear_source(&test->later);
+    source_clear(&test->later);
     send_command(&test->primary, "query-migrate", NULL, on_migration);
     return G_SOURCE_REMOVE;
 }
@@ -483,7 +476,7 @@ on_poll_guest(gpointer user_data)
     Selftest *test = user_data;
     json_object *arguments = json_object_new_object();
 
-    clear_source(&test->later);
+    source_clear(&test->later);
     json_object_object_add(arguments, "command-line", json_object_new_string("info registers"));
     send_command(&test->primary, "human-monitor-command", arguments, on_registers);
     return G_SOURCE_REMOVE;
@@ -787,8 +780,8 @@ selftest_free(Selftest *test)
 {
     if (!test)
         return;
-    clear_source(&test->deadline);
-    clear_source(&test->later);
+    source_clear(&test->deadline);
+    source_clear(&test->later);
     side_clear(&test->primary);
     side_clear(&test->secondary);
     if (test->dir)
