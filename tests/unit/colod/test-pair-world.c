@@ -499,8 +499,7 @@ boot(World *w, int i)
 
     g_queue_clear(&h->local); /* what happened while no colod was there to hear it */
     h->facts.vm_alive = h->vm;
-    if (!(h->vm && h->facts.role_primary) && !w->manual && w->arbiter_owner == i &&
-        w->arbiter_newest > h->facts.generation)
+    if (!h->vm && !w->manual && w->arbiter_owner == i && w->arbiter_newest > h->facts.generation)
         burn_generation(h, w->arbiter_newest);
     h->facts.stale = !w->manual && !w->arbiter_away && w->arbiter_owner != i &&
                      w->arbiter_newest > h->facts.generation;
