@@ -682,7 +682,7 @@ START_TEST(life_two_hosts_never_both_open_their_output)
     const char *seed_text = g_getenv("COLOD_FSM_SEED");
     const char *runs_text = g_getenv("COLOD_FSM_RUNS");
     guint32 first = seed_text ? (guint32)g_ascii_strtoull(seed_text, NULL, 10) : 1;
-    guint32 runs = runs_text ? (guint32)g_ascii_strtoull(runs_text, NULL, 10) : 2000;
+    guint32 runs = runs_text ? (guint32)g_ascii_strtoull(runs_text, NULL, 10) : 800;
     guint takeovers = 0, resumes = 0, protections = 0;
 
     for (guint32 seed = first; seed < first + runs; seed++) {
