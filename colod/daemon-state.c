@@ -301,10 +301,8 @@ on_boot_query(const ArbiterAnswer *answer, gpointer user_data)
     if (d->facts.stale)
         daemon_set_detail(d, "stale: %s; this host knows generation %" G_GUINT64_FORMAT,
                           answer->text, d->facts.generation);
-    else if (answer->newest > d->facts.generation &&
-             !(d->facts.vm_alive && d->facts.role_primary)) {
-        /* Claimed by us, never run in: there is no VM, or it was a secondary and is ended now. The
-         * other host would take itself for stale and wait for this generation. */
+    else if (answer->newest > d->facts.generation && !d->facts.vm_alive) {
+        /* Claimed by us, never run in. */
         drop_role(d, answer->newest);
         daemon_save(d, NULL, NULL);
     }
