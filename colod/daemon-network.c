@@ -160,7 +160,7 @@ daemon_network_attach_peer(Daemon *d)
     stream = peer_link_take_stream(d->link, PEER_CHANNEL_FRAMES);
     if (stream == NULL)
         return FALSE;
-    frames_stream_init(stream, &peer);
+    peer = frames_stream_new(g_steal_pointer(&stream));
     proxy_attach_peer(d->proxy, &peer);
     daemon_network_renew_lease(d);
     return TRUE;

@@ -49,7 +49,7 @@ typedef struct NicLockstep {
     int64_t tick_next_ns, tick_ns;
 
     Counter mirrored_frames, mirrored_bytes, unmirrored, shadow_frames, shadow_unsent;
-    Counter forgotten, duplicates, lease_waits;
+    Counter forgotten, duplicates, lease_waits, connections, untracked;
     /* The engine's figures, for the control thread. */
     Counter compared[2], released[COMPARE_N_WHYS], divergences[COMPARE_N_RULES], stale[2];
     Counter refusals, engine_bytes, engine_frames[2], oldest_ns;
@@ -126,3 +126,5 @@ bool shadow_has_due(const Nic *nic);
 void shadow_commit(Nic *nic);
 void shadow_takeover(Nic *nic, int64_t now_ns);
 void shadow_drop(Nic *nic);
+/** Publishes the rewriter's figures. */
+void shadow_publish(Nic *nic);

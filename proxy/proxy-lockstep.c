@@ -144,6 +144,8 @@ add_nic(const NicLockstep *ls, int64_t now_ns, ProxyStats *stats)
     stats->ingress_queued_bytes += hold_queue_bytes(ls->inbox);
     stats->ingress_forgotten += counter_get(&ls->forgotten);
     stats->ingress_duplicates += counter_get(&ls->duplicates);
+    stats->rewriter_connections += counter_get(&ls->connections);
+    stats->rewriter_untracked += counter_get(&ls->untracked);
     for (unsigned side = 0; side < 2; side++) {
         stats->compared_frames[side] += counter_get(&ls->compared[side]);
         stats->stale[side] += counter_get(&ls->stale[side]);

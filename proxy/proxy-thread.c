@@ -384,6 +384,7 @@ proxy_thread_main(void *arg)
             nic_pump(nic, now_ns);
             nic_check_lost(nic, now_ns);
             redirector_publish(nic);
+            shadow_publish(nic);
         }
         write_peer(proxy);
         announce_if_due(proxy, now_ns);

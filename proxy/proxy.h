@@ -141,6 +141,8 @@ typedef struct ProxyStats {
     guint64 peer_gaps;            /* numbers missing in what the peer sent */
     guint64 peer_ignored;         /* the peer's frames that the present mode has no use for */
     guint64 test_lost;            /* by proxy_test_lose() */
+    guint64 rewriter_connections; /* known to the rewriters now */
+    guint64 rewriter_untracked;   /* connections that they could not translate */
 } ProxyStats;
 
 typedef struct ProxyHandlers {
