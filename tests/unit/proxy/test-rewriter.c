@@ -324,6 +324,28 @@ START_TEST(unit_icmp_error_quotes_svm_numbers)
 }
 END_TEST
 
+/* The network tags with a priority, the guest does not. */
+START_TEST(unit_priority_tags_do_not_count)
+{
+    for (uint8_t n_vlans = 0; n_vlans < 2; n_vlans++) {
+        RwRig rig = rw_new((SegmentStyle){.n_vlans = n_vlans}, 16);
+
+        rig.style.priority_tag = true;
+        rw_in(&rig, peer_says(SYN, 0, 0, 0));
+        rig.style.priority_tag = false;
+        rw_out(&rig, svm_says(SYN | ACK, 0, 1, 0));
+        rig.style.priority_tag = true;
+        ck_assert_uint_eq(rw_in(&rig, peer_says(ACK, 1, 1, 0)).ack, SVM_ISN + 1);
+        rig.style.priority_tag = false;
+        ck_assert_uint_eq(rw_out(&rig, svm_says(ACK, 1, 1, 0)).seq, PVM_ISN + 1);
+        /* Another VLAN is another network. */
+        rig.style.n_vlans++;
+        ck_assert_uint_eq(rw_out(&rig, svm_says(ACK, 1, 1, 0)).seq, SVM_ISN + 1);
+        rw_free(&rig);
+    }
+}
+END_TEST
+
 /* 64 KiB as the guest hands them to the network card, the checksum left to it. */
 START_TEST(unit_r4_gso_frame)
 {
@@ -587,7 +609,8 @@ END_TEST
 CHECK_MAIN("rewriter", unit_passive_open, unit_r1_guest_initiated_open,
            unit_r1_refused_open_is_told_in_its_own_numbers, unit_r1_stale_ack_and_rst_teach_nothing,
            unit_r2_handshake_that_spans_a_checkpoint, unit_r4_sack_blocks, unit_r4_timestamps,
-           unit_r4_rst_and_repeated_syn_ack, unit_r4_gso_frame, unit_icmp_error_quotes_svm_numbers,
-           unit_simultaneous_open, unit_peer_speaks_before_svm, unit_old_connection_is_left_alone,
-           unit_closed_port_leaves_nothing, unit_lost_and_repeated_handshake_segments,
-           unit_syn_cookie_comes_back_exactly, unit_fast_open_is_untracked)
+           unit_r4_rst_and_repeated_syn_ack, unit_r4_gso_frame, unit_priority_tags_do_not_count,
+           unit_icmp_error_quotes_svm_numbers, unit_simultaneous_open, unit_peer_speaks_before_svm,
+           unit_old_connection_is_left_alone, unit_closed_port_leaves_nothing,
+           unit_lost_and_repeated_handshake_segments, unit_syn_cookie_comes_back_exactly,
+           unit_fast_open_is_untracked)
