@@ -138,7 +138,7 @@ egress_room(const Nic *nic)
 
     if (nic->egress == PROXY_EGRESS_COMPARE)
         return redirector_wants(nic, COMPARE_PRIMARY) ? hold_queue_room(nic->ls.stage) : 0;
-    if (nic->egress == PROXY_EGRESS_SHADOW && peer_stream_is_usable(&nic->lockstep->peer))
+    if (nic->egress == PROXY_EGRESS_SHADOW && nic_has_peer(nic))
         return MIN(room, peer_stream_room(&nic->lockstep->peer));
     return room;
 }
@@ -214,8 +214,7 @@ nic_read(Nic *nic)
 static bool
 peer_is_full(const Nic *nic)
 {
-    return peer_stream_is_usable(&nic->lockstep->peer) &&
-           peer_stream_room(&nic->lockstep->peer) == 0;
+    return nic_has_peer(nic) && peer_stream_room(&nic->lockstep->peer) == 0;
 }
 
 void
@@ -321,9 +320,7 @@ discards_ingress(const Nic *nic)
 static bool
 can_mirror(const Nic *nic)
 {
-    return nic->egress != PROXY_EGRESS_COMPARE || nic->ls.mirrored ||
-           !peer_stream_is_usable(&nic->lockstep->peer) ||
-           peer_stream_room(&nic->lockstep->peer) > 0;
+    return nic->egress != PROXY_EGRESS_COMPARE || nic->ls.mirrored || !peer_is_full(nic);
 }
 
 bool

@@ -296,7 +296,7 @@ redirector_mirror(Nic *nic)
 
     if (nic->egress != PROXY_EGRESS_COMPARE || nic->ls.mirrored)
         return true;
-    if (!peer_stream_is_usable(&lockstep->peer)) {
+    if (!nic_has_peer(nic)) {
         counter_add(&nic->ls.unmirrored, 1);
     } else if (peer_stream_room(&lockstep->peer) == 0) {
         return false;

@@ -36,7 +36,7 @@ send_copy(Nic *nic, const uint8_t *frame, size_t len)
     Lockstep *lockstep = nic->lockstep;
     uint8_t *slot = peer_stream_slot(&lockstep->peer);
 
-    if (!peer_stream_is_usable(&lockstep->peer)) {
+    if (!nic_has_peer(nic)) {
         counter_add(&nic->ls.shadow_unsent, 1);
         return;
     }
