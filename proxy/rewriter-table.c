@@ -271,20 +271,24 @@ evict_one(RewriterTable *t)
 RewriterEntry *
 rewriter_table_add(RewriterTable *t, const FlowKey *key, uint32_t hash)
 {
+    uint32_t index;
+
     if (t->free_head == REWRITER_NONE && t->n_used_once == t->entries_max && !evict_one(t))
         return NULL;
-    RewriterEntry *e = entry_at(t, t->free_head);
+    if (t->free_head != REWRITER_NONE) {
+        index = t->free_head;
+        t->free_head = t->entries[index].next;
+    } else {
+        index = t->n_used_once++;
+    }
+    RewriterEntry *e = &t->entries[index];
 
-    if (e)
-        t->free_head = e->next;
-    else
-        e = &t->entries[t->n_used_once++];
     *e = (RewriterEntry){.key = *key, .hash = hash, .generation = t->generation};
     uint32_t i = hash & t->slot_mask;
 
     while (t->slots[i])
         i = (i + 1) & t->slot_mask;
-    t->slots[i] = ((uint64_t)hash << 32) | (index_of(t, e) + 1);
+    t->slots[i] = ((uint64_t)hash << 32) | (index + 1);
     list_append(t, e, false);
     return e;
 }
