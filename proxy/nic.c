@@ -98,8 +98,8 @@ nic_enqueue(Nic *nic, const uint8_t *frame, size_t len, int64_t arrived_ns)
 {
     uint8_t *place = hold_queue_append(nic->queue, frame, len, arrived_ns);
 
-    if (nic->ls.rewriting)
-        rewriter_egress(nic->ls.rewriter, place, len, nic->batch_ns);
+    if (nic_is_rewritten(nic))
+        rewriter_egress(nic->lockstep->rewriter, place, len, nic->batch_ns);
 }
 
 static void
@@ -353,8 +353,8 @@ next_ingress(Nic *nic, int64_t now_ns)
         }
         nic->ingress_len = (size_t)n;
         nic->ls.mirrored = false;
-        if (nic->ls.rewriting)
-            rewriter_ingress(nic->ls.rewriter, nic->ingress, nic->ingress_len, now_ns);
+        if (nic_is_rewritten(nic))
+            rewriter_ingress(nic->lockstep->rewriter, nic->ingress, nic->ingress_len, now_ns);
     }
     return true;
 }
