@@ -144,8 +144,6 @@ add_nic(const NicLockstep *ls, int64_t now_ns, ProxyStats *stats)
     stats->ingress_queued_bytes += hold_queue_bytes(ls->inbox);
     stats->ingress_forgotten += counter_get(&ls->forgotten);
     stats->ingress_duplicates += counter_get(&ls->duplicates);
-    stats->rewriter_connections += counter_get(&ls->connections);
-    stats->rewriter_untracked += counter_get(&ls->untracked);
     for (unsigned side = 0; side < 2; side++) {
         stats->compared_frames[side] += counter_get(&ls->compared[side]);
         stats->stale[side] += counter_get(&ls->stale[side]);
@@ -172,5 +170,7 @@ proxy_add_lockstep_stats(Proxy *proxy, ProxyStats *stats)
     stats->peer_queue_bytes = counter_get(&lockstep->peer.queue_bytes);
     stats->peer_gaps = counter_get(&lockstep->peer.gaps);
     stats->peer_ignored = counter_get(&lockstep->ignored);
+    stats->rewriter_connections = counter_get(&lockstep->connections);
+    stats->rewriter_untracked = counter_get(&lockstep->untracked);
     stats->test_lost = counter_get(&lockstep->test_lost);
 }

@@ -384,9 +384,9 @@ proxy_thread_main(void *arg)
             nic_pump(nic, now_ns);
             nic_check_lost(nic, now_ns);
             redirector_publish(nic);
-            shadow_publish(nic);
         }
         write_peer(proxy);
+        lockstep_publish(&proxy->lockstep);
         announce_if_due(proxy, now_ns);
         proxy_check_lease(proxy);
         proxy_check_quiesced(proxy, now_ns);

@@ -36,12 +36,12 @@ send_copy(Nic *nic, const uint8_t *frame, size_t len)
     Lockstep *lockstep = nic->lockstep;
     uint8_t *slot = peer_stream_slot(&lockstep->peer);
 
-    if (!peer_stream_is_usable(&lockstep->peer)) {
+    if (!nic_has_peer(nic)) {
         counter_add(&nic->ls.shadow_unsent, 1);
         return;
     }
     memcpy(slot, frame, len);
-    rewriter_egress(nic->ls.rewriter, slot, len, nic->batch_ns);
+    rewriter_egress(nic->lockstep->rewriter, slot, len, nic->batch_ns);
     if (lockstep_loses(lockstep, PROXY_LOSE_REWRITER_EGRESS) ||
         lockstep_loses(lockstep, PROXY_LOSE_SECONDARY_EGRESS)) {
         peer_stream_skip(&lockstep->peer);
@@ -126,7 +126,7 @@ shadow_pump(Nic *nic, int64_t now_ns)
             continue;
         }
         if (!nic->ls.inbox_rewritten) {
-            rewriter_ingress(nic->ls.rewriter, frame.data, frame.len, now_ns);
+            rewriter_ingress(nic->lockstep->rewriter, frame.data, frame.len, now_ns);
             nic->ls.inbox_rewritten = true;
             if (lockstep_loses(nic->lockstep, PROXY_LOSE_REWRITER_INGRESS)) {
                 pop_inbox(nic);
@@ -147,7 +147,6 @@ shadow_commit(Nic *nic)
     nic_drain(nic);
     nic->egress = PROXY_EGRESS_SHADOW;
     (void)hold_queue_drop_all(nic->queue);
-    rewriter_commit(nic->ls.rewriter);
 
     /* A frame whose beginning QEMU has is given whole, or it would take the next for its end; the
      * older ones behind it are forgotten when they become the first. */
@@ -162,7 +161,7 @@ translate(const HeldFrame *frame, gpointer data)
 {
     Nic *nic = data;
 
-    rewriter_egress(nic->ls.rewriter, frame->data, frame->len, nic->batch_ns);
+    rewriter_egress(nic->lockstep->rewriter, frame->data, frame->len, nic->batch_ns);
 }
 
 void
@@ -175,8 +174,6 @@ shadow_takeover(Nic *nic, int64_t now_ns)
 
     while (hold_queue_peek_oldest(nic->queue, &frame) && frame.stamp < oldest_ns)
         hold_queue_drop_oldest(nic->queue);
-    rewriter_takeover(nic->ls.rewriter);
-    nic->ls.rewriting = true;
     nic->batch_ns = now_ns;
     /* Only now: of a connection that was being opened the rewriter knows more than it did then. */
     hold_queue_foreach(nic->queue, translate, nic);
@@ -189,16 +186,4 @@ shadow_drop(Nic *nic)
 
     while (!is_under_way(nic) && hold_queue_peek(nic->ls.inbox, &frame))
         pop_inbox(nic);
-}
-
-void
-shadow_publish(Nic *nic)
-{
-    if (!nic->lockstep || (nic->egress != PROXY_EGRESS_SHADOW && !nic->ls.rewriting))
-        return;
-
-    const RewriterStats *stats = rewriter_stats(nic->ls.rewriter);
-
-    counter_set(&nic->ls.connections, stats->connections);
-    counter_set(&nic->ls.untracked, stats->untracked_full + stats->untracked_ambiguous);
 }
