@@ -467,14 +467,24 @@ notify_next(const Front *f, const uint8_t *data, size_t len, FramingPacket *ret_
 }
 
 static void
-read_notify(Front *f, int64_t now_ns)
+obey(Front *f, const FramingPacket *packet, int64_t now_ns)
+{
+    if (text_is(packet, "COLO_USERSPACE_PROXY_INIT"))
+        notify_send(f, "COLO_COMPARE_GET_XEN_INIT");
+    else if (text_is(packet, "COLO_CHECKPOINT"))
+        checkpoint(f, now_ns);
+    else
+        g_printerr("colo-compare: notify: unknown instruction of %u bytes ignored\n", packet->len);
+}
+
+/* Serves the messages in the buffer. False: the stream is broken. */
+static bool
+serve_notify(Front *f, int64_t now_ns)
 {
     Port *p = f->ports[PORT_NOTIFY];
     FramingPacket packet;
     int64_t n = 0;
 
-    if (port_read(p) <= 0 && port_fd(p) < 0)
-        return;
     while (port_fd(p) >= 0) {
         size_t len;
         const uint8_t *data = port_data(p, &len);
@@ -483,15 +493,21 @@ read_notify(Front *f, int64_t now_ns)
         if (n <= 0)
             break;
         port_consume(p, (size_t)n);
-        if (text_is(&packet, "COLO_USERSPACE_PROXY_INIT"))
-            notify_send(f, "COLO_COMPARE_GET_XEN_INIT");
-        else if (text_is(&packet, "COLO_CHECKPOINT"))
-            checkpoint(f, now_ns);
-        else
-            g_printerr("colo-compare: notify: unknown instruction of %u bytes ignored\n",
-                       packet.len);
+        obey(f, &packet, now_ns);
     }
-    if (n < 0 || (n == 0 && port_fd(p) >= 0 && port_read(p) == -ENOBUFS))
+    return n >= 0;
+}
+
+/* Until nothing is there: what is in the buffer does not wake poll(). */
+static void
+read_notify(Front *f, int64_t now_ns)
+{
+    Port *p = f->ports[PORT_NOTIFY];
+    int64_t n;
+
+    while ((n = port_read(p)) > 0 && serve_notify(f, now_ns) && port_fd(p) >= 0)
+        continue;
+    if (port_fd(p) >= 0 && n != -EAGAIN) /* broken, or longer than the buffer */
         framing_error(f, PORT_NOTIFY);
 }
 

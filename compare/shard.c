@@ -31,6 +31,7 @@ enum {
     BATCH_FRAMES = 64,
     MAX_SPARE_BATCHES = 64,
     PACKET_ALIGN = 8,
+    WAKE_BACKLOG_BYTES = 256 * 1024, /* above, the main thread may be waiting for it to shrink */
 };
 
 typedef struct PackedHeader {
@@ -197,7 +198,10 @@ run_batch(Shard *s, Batch *b)
 static void
 recycle(Shard *s, Batch *b)
 {
-    atomic_fetch_sub(&s->backlog_bytes, b->len);
+    uint64_t one = 1;
+
+    if (atomic_fetch_sub(&s->backlog_bytes, b->len) > WAKE_BACKLOG_BYTES)
+        (void)!write(s->wake_fd, &one, sizeof(one)); /* as in finish() */
     if (s->n_spare == MAX_SPARE_BATCHES) {
         free(b);
         return;

@@ -24,11 +24,13 @@ def settings():
                     guest=run(f"{SOURCE}/tests/lab/guest-image", timeout=900).strip())
 
 
-@pytest.fixture(name="chain", params=[(), ("--shards", "2")], ids=["one-thread", "two-shards"])
+@pytest.fixture(name="chain")
 def fixture_chain(request, keeper):
+    """options: of colo-compare, from @pytest.mark.parametrize(indirect)."""
     keeper.drop()  # its QEMUs are not needed here
+    options = getattr(request, "param", ())
     with QemuChain(f"cldlab{keeper.lab.id}q", settings(), compare=f"{BUILD}/compare/colo-compare",
-                   timeout_ms=500, options=request.param) as chain:
+                   timeout_ms=500, options=options) as chain:
         yield chain
         report = getattr(request.node, "report_call", None)
         if report is not None and report.failed:
@@ -70,6 +72,7 @@ def udp_echo(chain, count):
             ask(sock, b"%06d" % number * (1 + number % 200))
 
 
+@pytest.mark.parametrize("chain", [(), ("--shards", "2")], ids=["one-thread", "two-shards"], indirect=True)
 def test_download_echo_and_divergence(chain):
     with open(f"{chain.settings.guest}/blob.sha256", encoding="ascii") as file:
         wanted = file.read().strip()
@@ -123,10 +126,10 @@ def diverge(chain, before):
 
 def test_primary_killed_in_a_download(chain):
     """What the client was told, the secondary knows: no byte and no acknowledgement left without it."""
-    echo, download = Echo(chain), Download(chain, 48, rate=4 << 20)
+    echo, download = Echo(chain), Download(chain, 16, rate=4 << 20)
     for client in (echo, download):
         client.start()
-    download.wait_more(8 << 20)
+    download.wait_more(4 << 20)
     echo.wait_more(1000)
     chain.kill_primary()
     chain.fail_over()

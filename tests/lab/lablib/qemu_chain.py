@@ -177,7 +177,6 @@ class Driver:
             self._say("COLO_USERSPACE_PROXY_INIT")
             self._wait(lambda: self.commits >= goal, 10, "colo-compare commits")
             self.checkpoints += 1
-            self.wanted = False
             self.changed.notify_all()
 
     # The notify socket
@@ -198,6 +197,7 @@ class Driver:
                     self.wanted = True
                 elif text == "COLO_COMPARE_GET_XEN_INIT":
                     self.commits += 1
+                    self.wanted = False  # what was asked for before this
                 else:
                     raise LabError(f"colo-compare says '{text}'")
                 self.changed.notify_all()
