@@ -237,6 +237,8 @@ compare_status(const Daemon *d, const ProxyStats *stats)
     add_int(object, "duplicate_frames", (gint64)stats->ingress_duplicates);
     add_int(object, "peer_gaps", (gint64)stats->peer_gaps);
     add_int(object, "peer_queue_bytes", (gint64)stats->peer_queue_bytes);
+    if (d->config->test_hooks)
+        add_int(object, "test_lost_frames", (gint64)stats->test_lost);
     return object;
 }
 

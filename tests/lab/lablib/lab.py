@@ -22,8 +22,8 @@ HTTP_S = 20
 class GuestConnection(http.client.HTTPConnection):
     """HTTP to the guest from the client's namespace."""
 
-    def __init__(self, lab, timeout):
-        super().__init__(topology.GUEST_ADDRESS, 80, timeout=timeout)
+    def __init__(self, lab, timeout, port=80):
+        super().__init__(topology.GUEST_ADDRESS, port, timeout=timeout)
         self.lab = lab
 
     def connect(self):
@@ -182,6 +182,21 @@ class Lab:
             return None
         finally:
             connection.close()
+
+    def guest_script(self, text, timeout=30):
+        """Runs a shell script in the guest and returns what it printed; LabError if it fails."""
+        connection = GuestConnection(self, timeout, 8080)
+        try:
+            connection.request("POST", "/cgi-bin/sh", body=text.encode(), headers={"Connection": "close"})
+            answer = connection.getresponse().read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise LabError(f"the guest does not run '{text}': {type(error).__name__}: {error}") from error
+        finally:
+            connection.close()
+        output, _, status = answer.rpartition("exit ")
+        if status.strip() != "0":
+            raise LabError(f"'{text}' failed in the guest: {answer}")
+        return output
 
     def guest_command(self, text, timeout=10):
         """One line to the guest's port 9 and its answer."""
