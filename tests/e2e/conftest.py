@@ -83,7 +83,17 @@ class LabKeeper:
         with open(f"{target}/status", "w", encoding="utf-8") as file:
             with contextlib.suppress(LabError):
                 file.write(self.lab.describe() + "\n")
+        if self.lab.settings.mode == "lockstep":
+            self._save_differences(target)
         return target
+
+    def _save_differences(self, target):
+        """The frames in which the guests differed last, for colo-replay and wireshark."""
+        for name, host in self.lab.hosts.items():
+            with contextlib.suppress(LabError):
+                if host.colod():
+                    os.makedirs(f"{target}/{name}/differences")
+                    host.call("explain", save=f"{target}/{name}/differences")
 
 
 @pytest.fixture(scope="session")

@@ -49,13 +49,23 @@ def compare_status(pair, name=None):
     return pair.status(name or pair.primary)["network"]["compare"]
 
 
+def calm(pair, ms=COMPARE_TIMEOUT_MS + 50, seconds=10):
+    """No checkpoint for so long, which is longer than anything can wait."""
+    pair.wait(pair.primary, lambda s: s["checkpoint"]["since_commit_ms"] > ms, seconds, "no checkpoint for a while")
+
+
 def settle(pair, seconds=10):
     """Nothing waits for the other guest, and the connections from before the arming have had their checkpoint: a
     checkpoint is asked for, and no difference follows it for as long as one could wait."""
     def quiet():
         pair.lab.host(pair.primary).call("checkpoint", timeout=10)
         before = Counts.of(pair)
-        pair.wait(pair.primary, lambda s: s["checkpoint"]["since_commit_ms"] > COMPARE_TIMEOUT_MS + CHECKPOINT_MS,
-                  5, "no checkpoint for a while")
+        calm(pair)
         return (Counts.of(pair) - before)["checkpoints"] == 0 and compare_status(pair)["waiting_bytes"] == 0
     wait_until(quiet, seconds, lambda: f"quiet; {pair.lab.describe()}")
+
+
+def allow_many_connections(pair):
+    """100 connections with send buffers as large as they grow would use up what the guest's kernel gives to TCP (7 MiB
+    of 128), which then resets those that the server has closed."""
+    pair.lab.guest_script("cd /proc/sys/net/ipv4 && echo 6000 8000 10000 >tcp_mem && echo 4096 16384 131072 >tcp_wmem")

@@ -6,7 +6,7 @@ import socket
 import subprocess
 
 import pytest
-from lockstep import COMPARE_TIMEOUT_MS, RECOVERY_MS, Counts, compare_status, settle
+from lockstep import RECOVERY_MS, Counts, allow_many_connections, calm, compare_status, settle
 from pair import REPROTECT_S
 
 from lablib import netns
@@ -100,6 +100,7 @@ def test_upload(pair):
 
 
 def test_parallel_connections(pair):
+    allow_many_connections(pair)
     settle(pair)
     before = Counts.of(pair)
     downloads = [Download(pair.lab, 1, name=f"get-{n}") for n in range(100)]
@@ -121,6 +122,8 @@ def test_long_lived_echo(pair):
     for _ in range(10):
         echo.wait_more(32)
         pair.lab.host(pair.primary).call("checkpoint", timeout=10)
+    # What the last of them may have made SVM miss (the ring of a tap) has been healed.
+    calm(pair)
     before = Counts.of(pair)
     echo.wait_more(300 * 32)
     counts = Counts.of(pair) - before
@@ -236,8 +239,7 @@ def test_ingress_quiesce_with_stream_ports(pair):
     rounds = 40
     for _ in range(rounds):
         pair.lab.host(pair.primary).call("checkpoint", timeout=10)
-        pair.wait(pair.primary, lambda s: s["checkpoint"]["since_commit_ms"] > COMPARE_TIMEOUT_MS + 50, 5,
-                  "no checkpoint for a while")
+        calm(pair)
     sent = len(pinger.sent_ns)
     wait_until(lambda: len(pinger.answered_ns) >= sent, 5, lambda: f"{len(pinger.answered_ns)} of {sent} answers")
     pinger.stop()
