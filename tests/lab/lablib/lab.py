@@ -162,6 +162,12 @@ class Lab:
             return found if found and primary in (None, found) else None
         return wait_until(check, seconds, lambda: f"protected; {self.describe()}", poll=0.03)
 
+    def wait_protected_after(self, generation, seconds=UP_S):
+        """The same of a pair in a later generation."""
+        wait_until(lambda: any(s and s["generation"] > generation for s in self.statuses().values()), seconds,
+                   lambda: f"a generation after {generation}; {self.describe()}")
+        return self.wait_protected(None, seconds)
+
     @staticmethod
     def colod_expected(host):
         return os.path.exists(f"{host.dir}/colod.pid") and not os.path.exists(f"{host.dir}/killed")

@@ -155,12 +155,15 @@ class Tamper(threading.Thread):
         segment.fix_checksum()
 
     def pick_flow(self, which):
-        """checkpoint: the connection that carries most; control: the next one, which carries heartbeats."""
+        """checkpoint, or busiest: the connection that carries most; control: the next one, which carries heartbeats.
+
+        In a lock-stepping pair whose guest sends more than its checkpoints hold, the busiest is the frames channel.
+        """
         def found():
             known = sorted(self.flows, key=self.flows.get, reverse=True)
             return known if len(known) >= 2 and self.flows[known[0]] > 1_000_000 else None
         flows = wait_until(found, 10, lambda: f"traffic on the peer link (seen: {self.flows})")
-        return flows[0 if which == "checkpoint" else 1]
+        return flows[1 if which == "control" else 0]
 
     def strike(self, which, sender, how):
         """Does it to the next segment with data. how: flip or reset. Returns when it is done, in monotonic ns."""
