@@ -209,6 +209,7 @@ released_status(const ProxyStats *stats)
     add_int(object, "ack_lowered", (gint64)stats->released[COMPARE_RELEASED_ACK_LOWERED]);
     add_int(object, "passed", (gint64)stats->released[COMPARE_RELEASED_PASSED]);
     add_int(object, "committed", (gint64)stats->released[COMPARE_RELEASED_COMMITTED]);
+    add_int(object, "parts", (gint64)stats->released[COMPARE_RELEASED_PART]);
     return object;
 }
 
