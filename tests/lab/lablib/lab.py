@@ -10,7 +10,7 @@ import socket
 
 from . import netns, topology
 from .host import Host
-from .settings import Settings
+from .settings import VM, Settings
 from .util import LabError, run, say, wait_until
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -171,6 +171,28 @@ class Lab:
     @staticmethod
     def colod_expected(host):
         return os.path.exists(f"{host.dir}/colod.pid") and not os.path.exists(f"{host.dir}/killed")
+
+    def save_logs(self, target):
+        """All that both hosts know, into a folder that is made anew."""
+        shutil.rmtree(target, ignore_errors=True)
+        for name, host in self.hosts.items():
+            os.makedirs(f"{target}/{name}")
+            for path in (host.log, host.config, host.state_file, f"{host.dir}/run/{VM}/qemu.log",
+                         f"{host.dir}/run/{VM}/console.log"):
+                with contextlib.suppress(OSError):
+                    shutil.copy(path, f"{target}/{name}/")
+            self._save_differences(host, f"{target}/{name}/differences")
+        with open(f"{target}/status", "w", encoding="utf-8") as file:
+            with contextlib.suppress(LabError):
+                file.write(self.describe() + "\n")
+
+    def _save_differences(self, host, target):
+        """The frames in which the guests differed last, for colo-replay and wireshark."""
+        if self.settings.mode != "lockstep" or not host.colod():
+            return
+        os.makedirs(target)
+        with contextlib.suppress(LabError):
+            host.call("explain", save=target)
 
     # Client
 
