@@ -12,6 +12,8 @@
 #include "clock.h"
 #include "frames-stream.h"
 
+enum { PARTS_PER_TIMEOUT = 20 };
+
 gboolean
 daemon_is_lockstep(const Daemon *d)
 {
@@ -106,6 +108,9 @@ fill_compare_config(const Config *config, CompareConfig *ret_compare)
 
     compare_config_init(ret_compare);
     ret_compare->timeout_ns = config->compare_timeout_ms * NS_PER_MS;
+    /* Long enough for a secondary that is only a little behind, and soon enough for what waits for
+     * an ack to be through several times within the timeout. */
+    ret_compare->part_ns = ret_compare->timeout_ns / PARTS_PER_TIMEOUT;
     for (unsigned i = 0; i < FRAME_N_CLASSES; i++)
         ret_compare->policy[i] = policies[config->other_frames];
 }

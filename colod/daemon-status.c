@@ -209,6 +209,7 @@ released_status(const ProxyStats *stats)
     add_int(object, "ack_lowered", (gint64)stats->released[COMPARE_RELEASED_ACK_LOWERED]);
     add_int(object, "passed", (gint64)stats->released[COMPARE_RELEASED_PASSED]);
     add_int(object, "committed", (gint64)stats->released[COMPARE_RELEASED_COMMITTED]);
+    add_int(object, "parts", (gint64)stats->released[COMPARE_RELEASED_PART]);
     return object;
 }
 
@@ -237,6 +238,8 @@ compare_status(const Daemon *d, const ProxyStats *stats)
     add_int(object, "duplicate_frames", (gint64)stats->ingress_duplicates);
     add_int(object, "peer_gaps", (gint64)stats->peer_gaps);
     add_int(object, "peer_queue_bytes", (gint64)stats->peer_queue_bytes);
+    if (d->config->test_hooks)
+        add_int(object, "test_lost_frames", (gint64)stats->test_lost);
     return object;
 }
 

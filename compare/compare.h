@@ -56,7 +56,13 @@ const char *compare_policy_name(ComparePolicy policy);
 bool compare_policy_parse(const char *name, ComparePolicy *ret_policy);
 
 typedef struct CompareConfig {
-    int64_t timeout_ns;      /* an unmatched frame may wait this long */
+    int64_t timeout_ns; /* an unmatched frame may wait this long */
+    /* A TCP segment of the primary of which the secondary has sent a part only leaves up to there
+     * after this; 0: never. Two equal guests do not cut a stream alike, and what the secondary is
+     * still to send may be waiting for the ack of what it has sent (Nagle's algorithm, its
+     * congestion window), which nobody can give before it has left. With this a cookie may come
+     * back more than once: with COMPARE_RELEASED_PART, and in the end with the rest. */
+    int64_t part_ns;
     int64_t flow_idle_ns;    /* a flow unused this long is forgotten */
     int64_t flow_closed_ns;  /* the same after FIN or RST, or before the handshake is done */
     size_t memory_max_bytes; /* of held frames; see slab.h for the smallest */
@@ -94,6 +100,7 @@ typedef enum CompareWhy {
     COMPARE_RELEASED_ACK_LOWERED, /* matched; the ack field and checksum were changed */
     COMPARE_RELEASED_PASSED,      /* by policy */
     COMPARE_RELEASED_COMMITTED,   /* covered by a checkpoint */
+    COMPARE_RELEASED_PART,        /* the first bytes of one that is still held */
     COMPARE_N_WHYS
 } CompareWhy;
 
@@ -167,6 +174,8 @@ void compare_tick(Compare *compare, int64_t now_ns);
 
 /** When compare_tick() has something to do next; INT64_MAX: nothing is held. */
 int64_t compare_next_deadline_ns(const Compare *compare);
+/** When the oldest unmatched frame was taken in; INT64_MAX: there is none. */
+int64_t compare_oldest_ns(const Compare *compare);
 
 /** Checkpoint @epoch is under way: all frames of older epochs are covered by it.
  *

@@ -38,13 +38,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bytes.h"
 #include "clock.h"
 
 enum {
     BATCH = 32, /* frames whose flows are fetched ahead */
-    TCP_ACK_OFFSET = 8,
-    TCP_CHECKSUM_OFFSET = 16,
     INDEX_BYTES_PER_BUCKET = 1024,
     INDEX_MIN_BUCKETS = 1024,
 };
@@ -85,8 +82,9 @@ compare_new(const CompareConfig *config, const CompareOps *ops, void *opaque, Co
     static_assert(sizeof(Held) + FRAME_MAX_BYTES <= SLAB_MAX_OBJECT_BYTES, "any frame can be held");
 
     if (config->timeout_ns < COMPARE_TIMEOUT_MS_MIN * NS_PER_MS ||
-        config->timeout_ns > COMPARE_TIMEOUT_MS_MAX * NS_PER_MS || config->flows_max < 1 ||
-        config->flows_max > UINT32_C(1) << 26 || config->memory_max_bytes > SIZE_MAX / 8)
+        config->timeout_ns > COMPARE_TIMEOUT_MS_MAX * NS_PER_MS || config->part_ns < 0 ||
+        config->flows_max < 1 || config->flows_max > UINT32_C(1) << 26 ||
+        config->memory_max_bytes > SIZE_MAX / 8)
         return -EINVAL;
 
     Compare *e = calloc(1, sizeof(*e));
@@ -132,12 +130,11 @@ advance(Compare *e, int64_t now_ns)
     e->next_second_ns = e->now_ns < INT64_MAX - NS_PER_S ? e->now_ns + NS_PER_S : INT64_MAX;
 }
 
-/* Deadlines near the end of time do not wrap. */
+/* Deadlines near the end of time do not wrap. NULL: none. */
 static int64_t
-deadline_of(const Compare *e, const Held *h)
+deadline_of(const Held *h, int64_t after_ns)
 {
-    return h->arrival_ns < INT64_MAX - e->config.timeout_ns ? h->arrival_ns + e->config.timeout_ns
-                                                            : INT64_MAX;
+    return h && h->arrival_ns < INT64_MAX - after_ns ? h->arrival_ns + after_ns : INT64_MAX;
 }
 
 /* --- the list of held frames --- */
@@ -148,6 +145,8 @@ engine_age(Compare *e, Held *h)
     held_list_append(&e->age, h, LINK_AGE);
     if (!e->age_check)
         e->age_check = h;
+    if (!e->part_check)
+        e->part_check = h;
 }
 
 void
@@ -155,6 +154,8 @@ engine_unage(Compare *e, Held *h)
 {
     if (e->age_check == h)
         e->age_check = h->link[LINK_AGE].next;
+    if (e->part_check == h)
+        e->part_check = h->link[LINK_AGE].next;
     held_list_remove(&e->age, h, LINK_AGE);
 }
 
@@ -252,45 +253,11 @@ engine_forget(Compare *e, Held *h)
 
 /* --- releasing --- */
 
-/* RFC 1624, equation 3, over the two halves of a 32-bit field. */
-static uint16_t
-checksum_patch(uint16_t sum, uint32_t from, uint32_t to)
-{
-    uint32_t acc = (uint16_t)~sum;
-
-    acc += (uint16_t) ~(from >> 16) + (uint32_t)(uint16_t)~from;
-    acc += (to >> 16) + (to & 0xffff);
-    acc = (acc & 0xffff) + (acc >> 16);
-    acc = (acc & 0xffff) + (acc >> 16);
-    return (uint16_t)~acc;
-}
-
-/* Returns the bytes of @h with the secondary's ack in them. */
-static const uint8_t *
-lower_ack(Compare *e, Held *h)
-{
-    uint8_t *bytes = (uint8_t *)(h + 1);
-
-    if (!(h->flags & HELD_STORED)) {
-        memcpy(e->scratch, h->frame, h->frame_len);
-        bytes = e->scratch;
-    }
-    uint8_t *tcp = bytes + h->l4_off;
-
-    /* With checksum offload the field only has the pseudo header's sum, which has no ack in it. */
-    if (!(h->flags & HELD_CSUM_PARTIAL))
-        be16_store(tcp + TCP_CHECKSUM_OFFSET,
-                   checksum_patch(be16_load(tcp + TCP_CHECKSUM_OFFSET),
-                                  be32_load(tcp + TCP_ACK_OFFSET), h->flow->s_ack));
-    be32_store(tcp + TCP_ACK_OFFSET, h->flow->s_ack);
-    return bytes;
-}
-
 static void
-release_frame(Compare *e, const Held *h, const uint8_t *bytes, CompareWhy why)
+release_frame(Compare *e, const Held *h, const uint8_t *bytes, uint32_t len, CompareWhy why)
 {
     CompareRelease release = {.bytes = bytes,
-                              .len = h->frame_len,
+                              .len = len,
                               .vnet_hdr_len = h->vnet_hdr_len,
                               .cookie = h->cookie,
                               .why = why,
@@ -310,12 +277,29 @@ engine_release(Compare *e, Held *h, CompareWhy why)
 
     for (Held *part = h->parts.head; part; part = following) {
         following = part->link[LINK_FIFO].next;
-        release_frame(e, part, part->frame, why);
+        release_frame(e, part, part->frame, part->frame_len, why);
         discard_part(e, part);
     }
-    if (!h->parts.head)
-        release_frame(e, h, why == COMPARE_RELEASED_ACK_LOWERED ? lower_ack(e, h) : h->frame, why);
+    if (h->flags & HELD_CUT) {
+        uint32_t len = patch_part(e, h, h->cut, h->seq + h->payload_len, true);
+
+        release_frame(e, h, e->scratch, len, why);
+    } else if (!h->parts.head) {
+        release_frame(e, h, why == COMPARE_RELEASED_ACK_LOWERED ? patch_ack(e, h) : h->frame,
+                      h->frame_len, why);
+    }
     discard(e, h);
+}
+
+void
+engine_release_part(Compare *e, Held *h, uint32_t to)
+{
+    uint32_t from = h->flags & HELD_CUT ? h->cut : h->seq;
+    uint32_t len = patch_part(e, h, from, to, false);
+
+    h->flags |= HELD_CUT;
+    h->cut = to;
+    release_frame(e, h, e->scratch, len, COMPARE_RELEASED_PART);
 }
 
 /* --- divergence --- */
@@ -718,10 +702,26 @@ is_covered(const Held *h)
     return frame_key_class(&h->flow->key) == FRAME_TCP && tcp_is_covered(h->flow, h);
 }
 
+/* Of those that have waited long enough each is looked at once; what moves it on later is another
+ * frame of its flow, and tcp_process() looks then. */
+static void
+release_parts(Compare *e)
+{
+    while (e->part_check && e->now_ns - e->part_check->arrival_ns >= e->config.part_ns) {
+        Held *h = e->part_check;
+
+        e->part_check = h->link[LINK_AGE].next;
+        if (h->flow && h == h->flow->fifo.head && frame_key_class(&h->flow->key) == FRAME_TCP)
+            tcp_release_part(e, h->flow);
+    }
+}
+
 void
 compare_tick(Compare *e, int64_t now_ns)
 {
     advance(e, now_ns);
+    if (e->config.part_ns > 0)
+        release_parts(e);
     while (!e->checkpointing && e->age_check &&
            e->now_ns - e->age_check->arrival_ns >= e->config.timeout_ns) {
         Held *h = e->age_check;
@@ -740,7 +740,18 @@ compare_tick(Compare *e, int64_t now_ns)
 int64_t
 compare_next_deadline_ns(const Compare *e)
 {
-    return e->age_check && !e->checkpointing ? deadline_of(e, e->age_check) : INT64_MAX;
+    int64_t timeout_ns =
+        e->checkpointing ? INT64_MAX : deadline_of(e->age_check, e->config.timeout_ns);
+    int64_t part_ns =
+        e->config.part_ns > 0 ? deadline_of(e->part_check, e->config.part_ns) : INT64_MAX;
+
+    return timeout_ns < part_ns ? timeout_ns : part_ns;
+}
+
+int64_t
+compare_oldest_ns(const Compare *e)
+{
+    return e->age_check ? e->age_check->arrival_ns : INT64_MAX;
 }
 
 /* --- checkpoints --- */

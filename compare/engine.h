@@ -35,10 +35,11 @@ struct Compare {
     HashKey hash_key;
     Slab *slab;
     FlowTable *flows;
-    HeldList age;    /* all held frames, in arrival order */
-    Held *age_check; /* first of them whose timeout was not reported */
-    HeldList future; /* frames of epochs to come */
-    HeldList *index; /* datagrams by payload hash; index_mask + 1 buckets */
+    HeldList age;     /* all held frames, in arrival order */
+    Held *age_check;  /* first of them whose timeout was not reported */
+    Held *part_check; /* first of them that was not looked at for leaving in part */
+    HeldList future;  /* frames of epochs to come */
+    HeldList *index;  /* datagrams by payload hash; index_mask + 1 buckets */
     uint32_t index_mask;
     FragSet *frag_buckets[ENGINE_FRAG_BUCKETS];
     uint32_t n_frag_sets;
@@ -66,6 +67,8 @@ typedef struct DiffSpot {
 void engine_describe(Compare *e, Held *h, const Frame *frame);
 /** Releases a frame of the primary that is on no flow list, and frees it. */
 void engine_release(Compare *e, Held *h, CompareWhy why);
+/** Releases the payload of @h up to the number @to, less what has left. @h stays where it is. */
+void engine_release_part(Compare *e, Held *h, uint32_t to);
 /** Forgets a frame that is on no flow list. */
 void engine_forget(Compare *e, Held *h);
 /** Copies @h, which lives on the stack, to slab memory, in all lists it is on.
@@ -91,6 +94,15 @@ void engine_diverge(Compare *e, Flow *f, CompareRule rule, DiffSpot spot, const 
 void engine_report(Compare *e, const FlowKey *key, CompareRule rule, DiffSpot spot, const Held *p,
                    const Held *s);
 
+/* patch.c */
+
+/** Returns the bytes of @h with the secondary's ack in them. */
+const uint8_t *patch_ack(Compare *e, Held *h);
+/** Writes the segment with the payload of @h, which has no SYN, in [@from, @to) into the engine's
+ * scratch memory; with the secondary's ack if it was lowered, and with a FIN only if it is @last.
+ * Return: its length. */
+uint32_t patch_part(Compare *e, const Held *h, uint32_t from, uint32_t to, bool last);
+
 /* tcp.c */
 
 void tcp_process(Compare *e, Flow *f, Held *h);
@@ -100,6 +112,8 @@ void tcp_note_committed(Flow *f, const Held *h);
 bool tcp_is_covered(const Flow *f, const Held *h);
 /** After tcp_note_committed() outside of a commit: what is held may be covered now. */
 void tcp_window_moved(Compare *e, Flow *f);
+/** Lets what is equal of the first segment of @f leave, if it has waited for the rest for long. */
+void tcp_release_part(Compare *e, Flow *f);
 /** A frame of @f waited too long: where the stream is stuck. */
 DiffSpot tcp_stuck_at(const Flow *f);
 

@@ -29,6 +29,7 @@ enum {
     FRAME_TCP_SYN = 0x02,
     FRAME_TCP_RST = 0x04,
     FRAME_TCP_ACK = 0x10,
+    FRAME_TCP_URG = 0x20,
 };
 
 /*

@@ -41,6 +41,7 @@ enum {
     HELD_CSUM_PARTIAL = 1 << 8,
     HELD_TIMED_OUT = 1 << 9,
     HELD_LOWERED = 1 << 10, /* its ack was lowered for release */
+    HELD_CUT = 1 << 12,     /* its payload below `cut` has left */
     HELD_WHOLE = 1 << 11,   /* compare the payload; otherwise its length only */
 };
 
@@ -58,7 +59,10 @@ struct Held {
     uint32_t payload_len;
     uint32_t l4_off;
     uint32_t seq, end, ack; /* TCP: the range in sequence space, SYN and FIN included */
-    uint32_t index_hash;
+    union {
+        uint32_t index_hash; /* datagrams */
+        uint32_t cut;        /* TCP, with HELD_CUT */
+    };
     uint16_t flags;
     uint16_t frag_off_bytes;
     uint8_t vnet_hdr_len;

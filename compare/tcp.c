@@ -22,6 +22,9 @@
  * its SYN: it waits for the SYN, and then counts only if its number belongs to the new connection.
  * The numbers in SYNs: see CompareIsn.
  *
+ * A primary's segment that the secondary has sent a part of may wait for the rest in vain: see
+ * CompareConfig.part_ns. It then leaves in parts, and stays on its lists until the last one.
+ *
  * RSTs have no range: one of the primary at the head of the FIFO needs one of the secondary. Where
  * there is no window (a closed port answers each SYN with an RST) they must be equal in seq and
  * ack.
@@ -358,6 +361,7 @@ rst_matched(Compare *e, Flow *f, const Held *p)
 static bool
 ack_allows(const Flow *f, Held *h)
 {
+    h->flags &= (uint16_t)~HELD_LOWERED;
     if (!(h->tcp_flags & FRAME_TCP_ACK))
         return true;
     if (!(f->flags & FLOW_HAS_S_ACK))
@@ -405,6 +409,27 @@ release_fifo(Compare *e, Flow *f)
                        h->flags & HELD_LOWERED ? COMPARE_RELEASED_ACK_LOWERED
                                                : COMPARE_RELEASED_MATCHED);
     }
+}
+
+void
+tcp_release_part(Compare *e, Flow *f)
+{
+    Held *h = f->fifo.head;
+    uint32_t from, to;
+
+    if (!e->config.part_ns || !h || e->now_ns - h->arrival_ns < e->config.part_ns ||
+        !(h->flags & HELD_IN_CHAIN) || (f->flags & FLOW_DIVERGED) ||
+        !(f->flags & FLOW_HAS_WINDOW) || h->seq - f->base > f->next - f->base)
+        return;
+    /* Reassembled segments are several frames; what is urgent is so relative to a number. */
+    if (h->parts.head || (h->tcp_flags & (FRAME_TCP_SYN | FRAME_TCP_RST | FRAME_TCP_URG)))
+        return;
+    from = h->flags & HELD_CUT ? h->cut : h->seq;
+    to = seq_min(f->next, data_end(h));
+    if (seq_leq(to, from) || !ack_allows(f, h))
+        return;
+    engine_release_part(e, h, to);
+    h->flags &= (uint16_t)~HELD_LOWERED; /* that was for this part */
 }
 
 /* --- connections --- */
@@ -645,6 +670,7 @@ tcp_process(Compare *e, Flow *f, Held *h)
         process_secondary(e, f, h);
     match(e, f);
     release_fifo(e, f);
+    tcp_release_part(e, f);
     /* Each round takes at least a SYN off the backlog. */
     while (!(f->flags & (FLOW_REFEEDING | FLOW_DIVERGED)) && backlog_ready(f))
         refeed(e, f);

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
 import sys
 import time
 
@@ -73,16 +72,7 @@ class LabKeeper:
 
     def save_logs(self, test):
         target = f"{LOGS}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', test)}"
-        shutil.rmtree(target, ignore_errors=True)
-        for name, host in self.lab.hosts.items():
-            os.makedirs(f"{target}/{name}")
-            for path in (host.log, host.config, host.state_file, f"{host.dir}/run/lab/qemu.log",
-                         f"{host.dir}/run/lab/console.log"):
-                with contextlib.suppress(OSError):
-                    shutil.copy(path, f"{target}/{name}/")
-        with open(f"{target}/status", "w", encoding="utf-8") as file:
-            with contextlib.suppress(LabError):
-                file.write(self.lab.describe() + "\n")
+        self.lab.save_logs(target)
         return target
 
 

@@ -34,11 +34,11 @@ class Mark:
 
 
 class Load:
-    """What the client does all the while: a TCP echo, a download, UDP probes."""
+    """What the client does all the while: a TCP echo, a download, UDP probes; or other streams and UDP probes."""
 
-    def __init__(self, lab, rate=1 << 20):
-        self.streams = [Echo(lab), Download(lab, rate=rate)]
-        self.pinger = Pinger(lab)
+    def __init__(self, lab, rate=1 << 20, streams=None, pinger=None):
+        self.streams = streams or [Echo(lab), Download(lab, rate=rate)]
+        self.pinger = pinger or Pinger(lab)
         for client in (*self.streams, self.pinger):
             client.start()
         self.wait_flow()

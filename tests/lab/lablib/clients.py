@@ -39,28 +39,37 @@ class Blob:
     _doubled = None
 
     @classmethod
-    def differs(cls, at, data):
-        """Offset within data of the first wrong byte, None if all are right; at: its place in the blob."""
+    def piece(cls, at, size):
+        """Bytes from there on, up to the end of its MiB."""
         if cls._doubled is None:
             cls._doubled = _make_seed() * 2
+        start = (at + at // MIB * ROTATION) % MIB
+        return cls._doubled[start:start + min(size, MIB - at % MIB)]
+
+    @classmethod
+    def differs(cls, at, data):
+        """Offset within data of the first wrong byte, None if all are right; at: its place in the blob."""
         done = 0
         while done < len(data):
-            position = at + done
-            run = min(len(data) - done, MIB - position % MIB)
-            start = (position + position // MIB * ROTATION) % MIB
-            if data[done:done + run] != cls._doubled[start:start + run]:
-                want = cls._doubled[start:start + run]
-                return done + next(i for i in range(run) if data[done + i] != want[i])
-            done += run
+            want = cls.piece(at + done, len(data) - done)
+            have = data[done:done + len(want)]
+            if have != want:
+                return done + next(i for i, byte in enumerate(have) if byte != want[i])
+            done += len(want)
         return None
+
+
+def family_of(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 class Client(threading.Thread):
     """Base: run() calls work() until it returns or the test says stop."""
 
-    def __init__(self, lab, name):
+    def __init__(self, lab, name, address=GUEST_ADDRESS):
         super().__init__(daemon=True, name=name)
         self.lab = lab
+        self.address = address
         self.failure = None
         self.stopping = threading.Event()
 
@@ -82,9 +91,9 @@ class Client(threading.Thread):
         self.check()
 
     def connect(self, port):
-        sock = self.lab.client_socket()
+        sock = self.lab.client_socket(family=family_of(self.address))
         sock.settimeout(CONNECT_S)
-        sock.connect((GUEST_ADDRESS, port))
+        sock.connect((self.address, port))
         sock.settimeout(STALL_S)
         return sock
 
@@ -102,8 +111,8 @@ def longest_gap_ms(times_ns, start_ns=0, end_ns=1 << 62):
 class Download(Client):
     """GET /blob/N, every byte checked. rate: bytes a second, None for as fast as it goes."""
 
-    def __init__(self, lab, mib=1 << 20, rate=None, name="download"):
-        super().__init__(lab, name)
+    def __init__(self, lab, mib=1 << 20, rate=None, name="download", address=GUEST_ADDRESS):
+        super().__init__(lab, name, address)
         self.total = mib * MIB
         self.path = f"/blob/{mib}"
         self.rate = rate
@@ -172,8 +181,8 @@ class Echo(Client):
     PERIOD_S = 0.005
     WINDOW = 400  # records under way
 
-    def __init__(self, lab, name="echo"):
-        super().__init__(lab, name)
+    def __init__(self, lab, name="echo", address=GUEST_ADDRESS):
+        super().__init__(lab, name, address)
         self.sent = 0  # bytes
         self.received = 0
         self.times_ns = []
@@ -234,32 +243,42 @@ class Echo(Client):
 
 
 class Pinger(Client):
-    """UDP echo each 5 ms. A lost datagram is no failure; a wrong one is."""
+    """UDP echo each 5 ms. A lost datagram is no failure; a wrong one is.
+
+    sizes: payload bytes of one datagram after the other; beyond the MTU they travel in fragments.
+    """
 
     PERIOD_NS = 5_000_000
     FORMAT = struct.Struct(">QQ")
 
-    def __init__(self, lab, name="pinger"):
-        super().__init__(lab, name)
+    def __init__(self, lab, name="pinger", address=GUEST_ADDRESS, sizes=(16,), period_ns=PERIOD_NS):
+        super().__init__(lab, name, address)
+        self.sizes = sizes
+        self.period_ns = period_ns
         self.sent_ns = []  # by number
         self.answered_ns = {}  # number -> time
+        self.repeated = 0  # answers that came more than once
 
     def work(self):
-        with self.lab.client_socket(socket.SOCK_DGRAM) as sock:
-            sock.connect((GUEST_ADDRESS, 7))
+        with self.lab.client_socket(socket.SOCK_DGRAM, family_of(self.address)) as sock:
+            sock.connect((self.address, 7))
             sock.setblocking(False)
             due = time.monotonic_ns()
             while not self.stopping.is_set():
                 now = time.monotonic_ns()
                 if now >= due:
                     self._send(sock, now)
-                    due = max(due + self.PERIOD_NS, now)
+                    due = max(due + self.period_ns, now)
                 select.select([sock], [], [], max(0, due - now) / 1e9)
                 self._receive(sock)
 
+    def _datagram(self, number, sent):
+        size = self.sizes[number % len(self.sizes)]
+        return self.FORMAT.pack(number, sent) + Blob.piece(number % 1000, size - self.FORMAT.size)
+
     def _send(self, sock, now):
         try:
-            sock.send(self.FORMAT.pack(len(self.sent_ns), now))
+            sock.send(self._datagram(len(self.sent_ns), now))
         except OSError:  # no route, refused, full: lost
             pass
         self.sent_ns.append(now)
@@ -267,14 +286,16 @@ class Pinger(Client):
     def _receive(self, sock):
         while True:
             try:
-                data = sock.recv(2048)
+                data = sock.recv(1 << 16)
             except BlockingIOError:
                 return
             except OSError:
                 continue
-            assert len(data) == self.FORMAT.size, f"a datagram of {len(data)} bytes"
-            number, sent = self.FORMAT.unpack(data)
-            assert number < len(self.sent_ns) and self.sent_ns[number] == sent, "an echo of nothing we sent"
+            assert len(data) >= self.FORMAT.size, f"a datagram of {len(data)} bytes"
+            number, sent = self.FORMAT.unpack_from(data)
+            assert number < len(self.sent_ns) and data == self._datagram(number, self.sent_ns[number]), \
+                f"an echo of nothing we sent ({len(data)} bytes)"
+            self.repeated += number in self.answered_ns
             self.answered_ns.setdefault(number, time.monotonic_ns())
 
     def wait_answers(self, count=20, seconds=20):
@@ -301,3 +322,9 @@ class Pinger(Client):
             elif not first:
                 first = sent
         return worst / 1e6
+
+    def trip_ms(self, percent=50, since=0):
+        """Percentile of the round trips of the datagrams from that number on."""
+        trips = sorted(when - self.sent_ns[number] for number, when in self.answered_ns.copy().items()
+                       if number >= since)
+        return trips[min(len(trips) - 1, len(trips) * percent // 100)] / 1e6

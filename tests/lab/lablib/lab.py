@@ -10,7 +10,7 @@ import socket
 
 from . import netns, topology
 from .host import Host
-from .settings import Settings
+from .settings import VM, Settings
 from .util import LabError, run, say, wait_until
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -22,8 +22,8 @@ HTTP_S = 20
 class GuestConnection(http.client.HTTPConnection):
     """HTTP to the guest from the client's namespace."""
 
-    def __init__(self, lab, timeout):
-        super().__init__(topology.GUEST_ADDRESS, 80, timeout=timeout)
+    def __init__(self, lab, timeout, port=80):
+        super().__init__(topology.GUEST_ADDRESS, port, timeout=timeout)
         self.lab = lab
 
     def connect(self):
@@ -162,9 +162,37 @@ class Lab:
             return found if found and primary in (None, found) else None
         return wait_until(check, seconds, lambda: f"protected; {self.describe()}", poll=0.03)
 
+    def wait_protected_after(self, generation, seconds=UP_S):
+        """The same of a pair in a later generation."""
+        wait_until(lambda: any(s and s["generation"] > generation for s in self.statuses().values()), seconds,
+                   lambda: f"a generation after {generation}; {self.describe()}")
+        return self.wait_protected(None, seconds)
+
     @staticmethod
     def colod_expected(host):
         return os.path.exists(f"{host.dir}/colod.pid") and not os.path.exists(f"{host.dir}/killed")
+
+    def save_logs(self, target):
+        """All that both hosts know, into a folder that is made anew."""
+        shutil.rmtree(target, ignore_errors=True)
+        for name, host in self.hosts.items():
+            os.makedirs(f"{target}/{name}")
+            for path in (host.log, host.config, host.state_file, f"{host.dir}/run/{VM}/qemu.log",
+                         f"{host.dir}/run/{VM}/console.log"):
+                with contextlib.suppress(OSError):
+                    shutil.copy(path, f"{target}/{name}/")
+            self._save_differences(host, f"{target}/{name}/differences")
+        with open(f"{target}/status", "w", encoding="utf-8") as file:
+            with contextlib.suppress(LabError):
+                file.write(self.describe() + "\n")
+
+    def _save_differences(self, host, target):
+        """The frames in which the guests differed last, for colo-replay and wireshark."""
+        if self.settings.mode != "lockstep" or not host.colod():
+            return
+        os.makedirs(target)
+        with contextlib.suppress(LabError):
+            host.call("explain", save=target)
 
     # Client
 
@@ -182,6 +210,21 @@ class Lab:
             return None
         finally:
             connection.close()
+
+    def guest_script(self, text, timeout=30):
+        """Runs a shell script in the guest and returns what it printed; LabError if it fails."""
+        connection = GuestConnection(self, timeout, 8080)
+        try:
+            connection.request("POST", "/cgi-bin/sh", body=text.encode(), headers={"Connection": "close"})
+            answer = connection.getresponse().read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise LabError(f"the guest does not run '{text}': {type(error).__name__}: {error}") from error
+        finally:
+            connection.close()
+        output, _, status = answer.rpartition("exit ")
+        if status.strip() != "0":
+            raise LabError(f"'{text}' failed in the guest: {answer}")
+        return output
 
     def guest_command(self, text, timeout=10):
         """One line to the guest's port 9 and its answer."""

@@ -17,7 +17,7 @@ PACKET_STATISTICS = 6
 PACKET_IGNORE_OUTGOING = 23
 SO_ATTACH_FILTER = 26
 SO_TIMESTAMPNS = 35
-SNAP = 64
+SNAP = 96  # Ethernet, IPv6 and TCP without options
 
 
 def _source_filter(mac):
@@ -28,11 +28,59 @@ def _source_filter(mac):
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
 
+def tcp_numbers(frame):
+    """(flow, end of its data, ack) of a TCP segment of the guest's, None for anything else."""
+    if frame[12:14] == b"\x08\x00" and len(frame) >= 54 and frame[23] == 6:
+        tcp = 14 + (frame[14] & 15) * 4
+        length = struct.unpack_from(">H", frame, 16)[0] + 14 - tcp
+    elif frame[12:14] == b"\x86\xdd" and len(frame) >= 74 and frame[20] == 6:
+        tcp, length = 54, struct.unpack_from(">H", frame, 18)[0]
+    else:
+        return None
+    if len(frame) < tcp + 14:
+        return None
+    ports, seq, ack, header, flags = struct.unpack_from(">4sIIBB", frame, tcp)
+    if not flags & 0x10 or flags & 0x04:
+        return None
+    return (frame[12:14] + ports, (seq + length - (header >> 4) * 4) & 0xFFFFFFFF, ack)
+
+
+def behind(new, old):
+    """How many sequence numbers new is behind old; 0 if it is not."""
+    gap = (old - new) & 0xFFFFFFFF
+    return gap if gap < 1 << 31 else 0
+
+
+class Witness:
+    """What each host has told the client on each connection: the highest number it sent, the highest it
+    acknowledged. A survivor must have got as far in the end, or it lacks what the client was told."""
+
+    def __init__(self):
+        self.flows = {}  # flow -> {host: (highest end, highest ack)}
+
+    def note(self, host, frame):
+        found = tcp_numbers(frame)
+        if not found:
+            return
+        flow, end, ack = found
+        told = self.flows.setdefault(flow, {})
+        if host in told:
+            end, ack = (known if behind(new, known) else new for new, known in zip((end, ack), told[host]))
+        told[host] = (end, ack)
+
+    def lost(self, old, new):
+        """Bytes that the client was sent or that were acknowledged to it by old, and that new has not got to. Only
+        connections on which both spoke: others have ended."""
+        both = [told for told in self.flows.values() if old in told and new in told]
+        return sum(behind(told[new][0], told[old][0]) + behind(told[new][1], told[old][1]) for told in both)
+
+
 class Sniffer(threading.Thread):
     """One socket for both uplinks: the kernel's own order, nothing merged afterwards."""
 
-    def __init__(self, lab):
+    def __init__(self, lab, witness=None):
         super().__init__(daemon=True, name="sniffer")
+        self.witness = witness
         self.frames = []  # (monotonic ns, host)
         self.stopping = threading.Event()
         with netns.inside(lab.topology.name("s")):
@@ -58,7 +106,7 @@ class Sniffer(threading.Thread):
         offset = time.time_ns() - time.monotonic_ns()
         while True:
             try:
-                _, control, _, address = self.sock.recvmsg(SNAP, 64)
+                frame, control, _, address = self.sock.recvmsg(SNAP, 64)
             except TimeoutError:
                 if self.stopping.is_set():
                     return
@@ -67,6 +115,8 @@ class Sniffer(threading.Thread):
             if host:
                 seconds, nanos = struct.unpack("qq", control[0][2])
                 self.frames.append((seconds * 10**9 + nanos - offset, host))
+                if self.witness:
+                    self.witness.note(host, frame)
 
     def stop(self):
         """All that was received until now is in .frames afterwards. A second call does nothing."""

@@ -71,6 +71,17 @@ class Segment:
         struct.pack_into(">H", self.frame, self.tcp + 16, ~total & 0xFFFF)
 
 
+def open_port(interface):
+    """A port of the switch, each frame with its virtio-net header."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+    sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 20)
+    sock.bind((interface, ETH_P_ALL))
+    sock.setblocking(False)
+    return sock
+
+
 class Tamper(threading.Thread):
     """start() puts it into the link, stop() takes it out."""
 
@@ -83,17 +94,7 @@ class Tamper(threading.Thread):
         self.failure = None
         self.stopping = threading.Event()
         with netns.inside(lab.topology.name("s")):
-            self.socks = {host: self._open(f"peer-{host}") for host in HOSTS}
-
-    @staticmethod
-    def _open(interface):
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 20)
-        sock.bind((interface, ETH_P_ALL))
-        sock.setblocking(False)
-        return sock
+            self.socks = {host: open_port(f"peer-{host}") for host in HOSTS}
 
     def start(self):
         for host in HOSTS:
@@ -154,12 +155,15 @@ class Tamper(threading.Thread):
         segment.fix_checksum()
 
     def pick_flow(self, which):
-        """checkpoint: the connection that carries most; control: the next one, which carries heartbeats."""
+        """checkpoint, or busiest: the connection that carries most; control: the next one, which carries heartbeats.
+
+        In a lock-stepping pair whose guest sends more than its checkpoints hold, the busiest is the frames channel.
+        """
         def found():
             known = sorted(self.flows, key=self.flows.get, reverse=True)
             return known if len(known) >= 2 and self.flows[known[0]] > 1_000_000 else None
         flows = wait_until(found, 10, lambda: f"traffic on the peer link (seen: {self.flows})")
-        return flows[0 if which == "checkpoint" else 1]
+        return flows[1 if which == "control" else 0]
 
     def strike(self, which, sender, how):
         """Does it to the next segment with data. how: flip or reset. Returns when it is done, in monotonic ns."""

@@ -20,7 +20,9 @@ HOSTS = ("a", "b")
 ROOMS = ("s", "a", "b", "c")
 PEER_ADDRESS = {"a": "10.78.0.1", "b": "10.78.0.2"}
 CLIENT_ADDRESS = "10.77.0.1"
+CLIENT_ADDRESS6 = "fd77::1"
 GUEST_ADDRESS = "10.77.0.2"
+GUEST_ADDRESS6 = "fd77::2"
 GUEST_MAC = "52:54:00:12:34:56"
 
 SWITCH = """
@@ -96,6 +98,23 @@ class Topology:
 
     def unplug(self, link, host):
         self._batch("s", f"link set {link}-{host} nomaster\n")
+
+    def open_link(self, link):
+        """Takes the link apart in the switch and returns the names of its two ends there, for a relay in between."""
+        if link == "peer":
+            for host in HOSTS:
+                self.unplug("peer", host)
+            return [f"peer-{host}" for host in HOSTS]
+        self._batch("s", "link add relay0 type veth peer name relay1\nlink set lan-c nomaster\n"
+                    "link set relay1 master lan up\nlink set relay0 up\n")
+        return ["lan-c", "relay0"]
+
+    def close_link(self, link):
+        if link == "peer":
+            for host in HOSTS:
+                self.plug("peer", host)
+        else:
+            self._batch("s", "link del relay0\nlink set lan-c master lan\n")
 
     def processes(self, room):
         return netns.processes(self.name(room))

@@ -472,6 +472,162 @@ START_TEST(unit_gso_frames_of_64_kib_against_segments)
 }
 END_TEST
 
+static Rig *
+rig_with_parts(const char *name, const Packet *conn)
+{
+    CompareConfig config;
+    Rig *rig;
+
+    compare_config_init(&config);
+    config.part_ns = 10 * MS;
+    rig = rig_new(name, &config);
+    rig->conn = *conn;
+    rig->conn.protocol = 6;
+    rig_handshake(rig, 1000, 500);
+    return rig;
+}
+
+static void
+expect_segment(const Rig *rig, guint number, uint8_t flags, uint32_t seq, uint32_t ack,
+               const char *text)
+{
+    const RigRelease *release = &g_array_index(rig->released, RigRelease, number);
+    gsize len;
+    const uint8_t *bytes = g_bytes_get_data(release->bytes, &len);
+    Frame frame;
+
+    ck_assert_uint_eq(rig->released->len, number + 1);
+    frame_parse(bytes, len, rig->conn.vnet_hdr_len, &frame);
+    ck_assert_uint_eq(frame.cls, FRAME_TCP);
+    ck_assert_uint_eq(frame.tcp_flags, flags);
+    ck_assert_uint_eq(frame.seq, seq);
+    ck_assert_uint_eq(frame.ack, ack);
+    ck_assert_uint_eq(frame.payload_len, strlen(text));
+    ck_assert_int_eq(memcmp(bytes + frame.payload_off, text, strlen(text)), 0);
+    ck_assert(packet_tcp_checksum_ok(bytes, len, rig->conn.vnet_hdr_len));
+}
+
+/* Nagle's algorithm: the secondary sends the rest when what it has sent is acknowledged. */
+static void
+parts_case(const char *name, const Packet *conn)
+{
+    Rig *rig = rig_with_parts(name, conn);
+
+    rig_tcp(rig, P, ACK | FIN, 1001, 600, "abcdefghij");
+    rig_tcp(rig, S, ACK, 1001, 550, "abc");
+    rig_wait(rig, 9 * MS);
+    ck_assert_uint_eq(rig->released->len, 1);
+    ck_assert_int_eq(compare_next_deadline_ns(rig->compare), rig->now_ns + MS);
+    rig_wait(rig, MS);
+    expect_segment(rig, 1, ACK, 1001, 550, "abc");
+    rig_wait(rig, 20 * MS);
+    ck_assert_uint_eq(rig->released->len, 2); /* the secondary has said no more */
+    rig_tcp(rig, S, ACK, 1004, 700, "defg");
+    expect_segment(rig, 2, ACK, 1004, 600, "defg"); /* it has waited: at once; never a higher ack */
+    rig_tcp(rig, S, ACK | FIN, 1008, 700, "hij");
+    expect_segment(rig, 3, ACK | FIN, 1008, 600, "hij");
+    ck_assert_uint_eq(rig_n_divergences(rig), 0);
+    ck_assert_uint_eq(compare_stats(rig->compare)->released[COMPARE_RELEASED_PART], 2);
+    ck_assert_uint_eq(compare_stats(rig->compare)->held_frames[P], 0);
+    rig_free(rig);
+}
+
+START_TEST(unit_leaves_in_parts_when_the_rest_does_not_come)
+{
+    parts_case(__func__, &(Packet){0});
+    parts_case(__func__, &(Packet){.ipv6 = true, .n_dest_options = 1});
+    parts_case(__func__, &(Packet){.n_vlans = 2, .vlans = {1, 2}, .n_tcp_options = 3});
+    parts_case(__func__, &(Packet){.vnet_hdr_len = 12, .csum_partial = true});
+    parts_case(__func__, &(Packet){.vnet_hdr_len = 10, .ipv6 = true, .csum_partial = true});
+}
+END_TEST
+
+START_TEST(unit_parts_of_the_first_segment_only)
+{
+    Rig *rig = rig_with_parts(__func__, &(Packet){0});
+
+    rig_tcp(rig, P, ACK, 1001, 500, "abcd");
+    rig_tcp(rig, P, ACK, 1005, 500, "efgh");
+    rig_wait(rig, 20 * MS);
+    ck_assert_uint_eq(rig->released->len, 1); /* nothing of it was said by both */
+    rig_tcp(rig, S, ACK, 1001, 500, "ab");
+    expect_segment(rig, 1, ACK, 1001, 500, "ab");
+    rig_tcp(rig, S, ACK, 1003, 500, "cdef");
+    ck_assert_uint_eq(rig->released->len, 4);
+    rig_tcp(rig, S, ACK, 1007, 500, "gh");
+    expect_segment(rig, 4, ACK, 1007, 500, "gh");
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(unit_parts_and_a_difference_behind_them)
+{
+    Rig *rig = rig_with_parts(__func__, &(Packet){0});
+
+    rig_tcp(rig, P, ACK, 1001, 500, "abcdef");
+    rig_tcp(rig, S, ACK, 1001, 500, "abc");
+    rig_wait(rig, 10 * MS);
+    expect_segment(rig, 1, ACK, 1001, 500, "abc");
+    rig_tcp(rig, S, ACK, 1004, 500, "xyz");
+    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_PAYLOAD);
+    rig_wait(rig, 20 * MS);
+    ck_assert_uint_eq(rig->released->len, 2); /* the checkpoint decides */
+    rig_checkpoint(rig);
+    expect_segment(rig, 2, ACK, 1004, 500, "def");
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(unit_no_parts_unless_asked_for)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, P, ACK, 1001, 500, "abcdef");
+    rig_tcp(rig, S, ACK, 1001, 500, "abc");
+    rig_wait(rig, 150 * MS);
+    ck_assert_uint_eq(rig->released->len, 1);
+    rig_wait(rig, 50 * MS);
+    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_TIMEOUT_PRIMARY);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(unit_parts_of_a_gso_frame)
+{
+    Rig *rig = rig_with_parts(__func__, &(Packet){.vnet_hdr_len = 10, .csum_partial = true});
+    uint8_t frame[PACKET_MAX];
+    g_autofree char *payload = g_malloc0(5000);
+    Packet p = rig->conn;
+    const RigRelease *release;
+    const uint8_t *out;
+    uint16_t size = 1448, left;
+    gsize len;
+
+    p.tcp_flags = ACK;
+    p.ack = 500;
+    p.seq = 1001;
+    p.payload = payload;
+    p.len = 5000;
+    len = packet_build(&p, frame);
+    frame[1] = 1; /* VIRTIO_NET_HDR_GSO_TCPV4 */
+    memcpy(frame + 4, &size, sizeof(size));
+    rig_send_raw(rig, P, frame, len, 10);
+    for (p.len = 2000; p.len >= 1000; p.len -= 1000, p.seq += 2000) {
+        rig_send(rig, S, &p);
+        rig_wait(rig, 10 * MS);
+        release = &g_array_index(rig->released, RigRelease, rig->released->len - 1);
+        out = g_bytes_get_data(release->bytes, &len);
+        memcpy(&left, out + 4, sizeof(left));
+        ck_assert_int_eq(release->why, COMPARE_RELEASED_PART);
+        ck_assert_uint_eq(out[1], p.len > 1448 ? 1 : 0);
+        ck_assert_uint_eq(left, p.len > 1448 ? 1448 : 0);
+        ck_assert(packet_tcp_checksum_ok(out, len, 10));
+    }
+    ck_assert_uint_eq(rig->released->len, 3);
+    rig_free(rig);
+}
+END_TEST
+
 START_TEST(err_sequence_far_outside_is_not_taken_for_a_retransmission)
 {
     Rig *rig = rig_connected(__func__);
@@ -499,4 +655,6 @@ CHECK_MAIN("compare-tcp", unit_same_segments_match_whoever_is_first, unit_differ
            unit_bytes_before_the_first_seen_are_compared_too, unit_initial_numbers_exact,
            unit_initial_numbers_learned, unit_ipv6_and_vlan_and_vnet,
            unit_gso_frames_of_64_kib_against_segments,
-           err_sequence_far_outside_is_not_taken_for_a_retransmission)
+           unit_leaves_in_parts_when_the_rest_does_not_come, unit_parts_of_the_first_segment_only,
+           unit_parts_and_a_difference_behind_them, unit_no_parts_unless_asked_for,
+           unit_parts_of_a_gso_frame, err_sequence_far_outside_is_not_taken_for_a_retransmission)

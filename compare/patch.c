@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* patch.c - TCP segments of the primary that do not leave as they came: ack lowered, or in parts */
+/*
+ * Both are copies: the frame itself is kept as it is, for divergences and captures. Checksums are
+ * patched, where the whole payload stays, or computed anew. With checksum offload the field only
+ * has the pseudo header's sum, in which no more than the length changes.
+ */
+#include <assert.h>
+#include <string.h>
+
+#include "bytes.h"
+#include "engine.h"
+
+enum {
+    ETHERNET_TYPE_OFFSET = 12,
+    ETHERTYPE_VLAN = 0x8100,
+    ETHERTYPE_QINQ = 0x88a8,
+    VLAN_BYTES = 4,
+    IPV4_LENGTH_OFFSET = 2,
+    IPV4_CHECKSUM_OFFSET = 10,
+    IPV4_ADDRESSES_OFFSET = 12,
+    IPV6_LENGTH_OFFSET = 4,
+    IPV6_ADDRESSES_OFFSET = 8,
+    TCP_SEQ_OFFSET = 4,
+    TCP_ACK_OFFSET = 8,
+    TCP_FLAGS_OFFSET = 13,
+    TCP_CHECKSUM_OFFSET = 16,
+    PROTOCOL_TCP = 6,
+    VNET_GSO_TYPE_OFFSET = 1,
+    VNET_GSO_SIZE_OFFSET = 4,
+};
+
+static uint16_t
+fold(uint64_t acc)
+{
+    while (acc >> 16)
+        acc = (acc & 0xffff) + (acc >> 16);
+    return (uint16_t)acc;
+}
+
+/* RFC 1624, equation 3, over the two halves of a 32-bit field. */
+static uint16_t
+checksum_patch(uint16_t sum, uint32_t from, uint32_t to)
+{
+    uint32_t acc = (uint16_t)~sum;
+
+    acc += (uint16_t) ~(from >> 16) + (uint32_t)(uint16_t)~from;
+    acc += (to >> 16) + (to & 0xffff);
+    return (uint16_t)~fold(acc);
+}
+
+static uint64_t
+sum_bytes(const uint8_t *bytes, size_t len)
+{
+    uint64_t acc = 0;
+
+    for (size_t i = 0; i + 1 < len; i += 2)
+        acc += be16_load(bytes + i);
+    return len % 2 ? acc + ((uint64_t)bytes[len - 1] << 8) : acc;
+}
+
+const uint8_t *
+patch_ack(Compare *e, Held *h)
+{
+    uint8_t *bytes = (uint8_t *)(h + 1);
+
+    if (!(h->flags & HELD_STORED)) {
+        memcpy(e->scratch, h->frame, h->frame_len);
+        bytes = e->scratch;
+    }
+    uint8_t *tcp = bytes + h->l4_off;
+
+    if (!(h->flags & HELD_CSUM_PARTIAL))
+        be16_store(tcp + TCP_CHECKSUM_OFFSET,
+                   checksum_patch(be16_load(tcp + TCP_CHECKSUM_OFFSET),
+                                  be32_load(tcp + TCP_ACK_OFFSET), h->flow->s_ack));
+    be32_store(tcp + TCP_ACK_OFFSET, h->flow->s_ack);
+    return bytes;
+}
+
+/* The frame was parsed, so its headers are there. */
+static uint8_t *
+ip_header(uint8_t *frame, const Held *h)
+{
+    uint8_t *type = frame + h->vnet_hdr_len + ETHERNET_TYPE_OFFSET;
+
+    while (be16_load(type) == ETHERTYPE_VLAN || be16_load(type) == ETHERTYPE_QINQ)
+        type += VLAN_BYTES;
+    assert(type + 2 < frame + h->l4_off);
+    return type + 2;
+}
+
+static void
+shorten_ip(uint8_t *ip, bool ipv6, uint32_t removed)
+{
+    uint8_t *field = ip + (ipv6 ? IPV6_LENGTH_OFFSET : IPV4_LENGTH_OFFSET);
+    uint16_t before = be16_load(field);
+    uint16_t after = (uint16_t)(before - removed);
+
+    be16_store(field, after);
+    if (!ipv6)
+        be16_store(ip + IPV4_CHECKSUM_OFFSET,
+                   checksum_patch(be16_load(ip + IPV4_CHECKSUM_OFFSET), before, after));
+}
+
+static uint16_t
+tcp_checksum(const uint8_t *ip, bool ipv6, const uint8_t *tcp, uint32_t len)
+{
+    uint64_t acc = (uint64_t)PROTOCOL_TCP + len;
+
+    acc +=
+        ipv6 ? sum_bytes(ip + IPV6_ADDRESSES_OFFSET, 32) : sum_bytes(ip + IPV4_ADDRESSES_OFFSET, 8);
+    return (uint16_t)~fold(acc + sum_bytes(tcp, len));
+}
+
+/* One packet needs no segmentation, and kernels refuse to be told otherwise. */
+static void
+drop_gso_if_small(uint8_t *vnet, uint32_t payload_len)
+{
+    uint16_t size;
+
+    memcpy(&size, vnet + VNET_GSO_SIZE_OFFSET, sizeof(size)); /* in the host's order */
+    if (vnet[VNET_GSO_TYPE_OFFSET] == 0 || payload_len > size)
+        return;
+    vnet[VNET_GSO_TYPE_OFFSET] = 0;
+    memset(vnet + VNET_GSO_SIZE_OFFSET, 0, sizeof(size));
+}
+
+uint32_t
+patch_part(Compare *e, const Held *h, uint32_t from, uint32_t to, bool last)
+{
+    const uint32_t len = to - from, removed = h->payload_len - len;
+    const uint32_t header_len = h->payload_off - h->l4_off;
+    const bool ipv6 = frame_key_is_ipv6(&h->flow->key);
+    uint8_t *frame = e->scratch;
+    uint8_t *tcp = frame + h->l4_off, *ip;
+
+    assert(len <= h->payload_len && from - h->seq <= h->payload_len - len);
+    memcpy(frame, h->frame, h->payload_off);
+    memcpy(frame + h->payload_off, held_payload(h) + (from - h->seq), len);
+    ip = ip_header(frame, h);
+    shorten_ip(ip, ipv6, removed);
+    be32_store(tcp + TCP_SEQ_OFFSET, from);
+    if (h->flags & HELD_LOWERED)
+        be32_store(tcp + TCP_ACK_OFFSET, h->flow->s_ack);
+    if (!last)
+        tcp[TCP_FLAGS_OFFSET] &= (uint8_t)~FRAME_TCP_FIN;
+    if (h->vnet_hdr_len)
+        drop_gso_if_small(frame, len);
+    if (h->flags & HELD_CSUM_PARTIAL) {
+        uint64_t sum = be16_load(tcp + TCP_CHECKSUM_OFFSET);
+
+        sum += (uint16_t) ~(header_len + h->payload_len) + (uint64_t)(header_len + len);
+        be16_store(tcp + TCP_CHECKSUM_OFFSET, fold(sum));
+    } else {
+        be16_store(tcp + TCP_CHECKSUM_OFFSET, 0);
+        be16_store(tcp + TCP_CHECKSUM_OFFSET, tcp_checksum(ip, ipv6, tcp, header_len + len));
+    }
+    return h->payload_off + len;
+}
