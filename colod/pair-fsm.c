@@ -68,9 +68,9 @@ guard_peer_newer(const PairFacts *f)
     return f->peer_up && f->peer_generation > f->generation;
 }
 
-/* Only operators can bring this about (`colo failover` on both hosts with the manual arbiter: over a
- * cut link, or so soon after each other that the orders cross). The names decide, so that both hosts
- * come to the same end. */
+/* Only operators can bring this about (`colo failover` on both hosts with the manual arbiter: over
+ * a cut link, or so soon after each other that the orders cross). The names decide, so that both
+ * hosts come to the same end. */
 static gboolean
 guard_split_brain_loser(const PairFacts *f)
 {
