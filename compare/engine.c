@@ -588,7 +588,9 @@ submit_parsed(Compare *e, CompareSide side, const CompareFrame *in, const Frame 
     h.side = (uint8_t)side;
     engine_describe(e, &h, frame);
 
-    if (in->epoch == e->epoch) {
+    if (in->epoch == e->epoch && e->overflow) {
+        r = -ENOBUFS; /* reported; it must not overtake those that had no room */
+    } else if (in->epoch == e->epoch) {
         r = take_current(e, &h, frame, hash);
         if (!r && !(h.flags & HELD_DONE) && !engine_store(e, &h)) {
             unlink_from_flow(&h);
@@ -789,7 +791,7 @@ take_again(Compare *e, Held *h)
 {
     Frame frame;
 
-    if (h->epoch > e->epoch) {
+    if (h->epoch > e->epoch || (h->epoch == e->epoch && e->overflow)) {
         held_list_append(&e->future, h, LINK_AGE);
         return;
     }
@@ -799,7 +801,9 @@ take_again(Compare *e, Held *h)
     if (h->epoch < e->epoch) {
         take_stale(e, h, &frame);
     } else if (take_current(e, h, &frame, flow_key_hash(e->flows, &frame.key)) < 0) {
-        /* A bound was met and reported. It is covered by the checkpoint that follows. */
+        /* A bound was met and reported. It is covered by the checkpoint that follows, and so is
+         * all that comes after it. */
+        e->overflow = true;
         engine_unage(e, h);
         held_list_append(&e->future, h, LINK_AGE);
     }
@@ -825,7 +829,7 @@ compare_commit(Compare *e, uint64_t epoch, int64_t now_ns)
     advance(e, now_ns);
     release_all(e);
     e->epoch = epoch;
-    e->checkpointing = e->memory_reported = e->flows_reported = false;
+    e->checkpointing = e->memory_reported = e->flows_reported = e->overflow = false;
     e->stats.checkpoints++;
     e->future = (HeldList){0};
     for (Held *h = list.head; h; h = following) {
@@ -852,7 +856,7 @@ compare_flush(Compare *e, int64_t now_ns)
         else
             engine_forget(e, h);
     }
-    e->checkpointing = e->memory_reported = e->flows_reported = false;
+    e->checkpointing = e->memory_reported = e->flows_reported = e->overflow = false;
 }
 
 uint64_t

@@ -50,6 +50,7 @@ struct Compare {
     bool checkpointing;
     bool memory_reported; /* in this epoch */
     bool flows_reported;
+    bool overflow;    /* frames of this epoch wait in `future`: there was no room at its commit */
     uint8_t *scratch; /* FRAME_MAX_BYTES: a frame whose ack is lowered on its way through */
     CompareStats stats;
 };

@@ -44,6 +44,7 @@
 #include "outqueue.h"
 #include "port.h"
 #include "shard.h"
+#include "stats-json.h"
 
 #define NOTIFY_AGAIN_NS NS_PER_S
 #define OUT_PATIENCE_NS (20 * NS_PER_MS)
@@ -666,27 +667,12 @@ add_int(struct json_object *o, const char *key, uint64_t value)
 }
 
 static struct json_object *
-report_rules(const CompareStats *stats)
-{
-    struct json_object *rules = json_object_new_object();
-
-    for (int i = 0; i < COMPARE_N_RULES; i++)
-        add_int(rules, compare_rule_name((CompareRule)i), stats->divergences[i]);
-    return rules;
-}
-
-static struct json_object *
 report_side(const Front *f, const CompareStats *stats, int side)
 {
-    struct json_object *o = json_object_new_object();
+    struct json_object *o = stats_side_json(stats, (CompareSide)side);
 
     json_object_object_add(o, "connected", json_object_new_boolean(port_fd(f->ports[side]) >= 0));
     add_int(o, "packets", f->n_packets[side]);
-    add_int(o, "bytes", stats->bytes[side]);
-    add_int(o, "held", stats->held_frames[side]);
-    add_int(o, "stale", stats->stale[side]);
-    for (int c = 0; c < FRAME_N_CLASSES; c++)
-        add_int(o, frame_class_name((FrameClass)c), stats->classes[side][c]);
     return o;
 }
 
@@ -702,25 +688,11 @@ front_report(Front *f)
         shard_report(f->shards[i], &stats, &n_forgotten, recent);
     json_object_object_add(o, "primary", report_side(f, &stats, PORT_PRIMARY));
     json_object_object_add(o, "secondary", report_side(f, &stats, PORT_SECONDARY));
-    add_int(o, "released_matched", stats.released[COMPARE_RELEASED_MATCHED]);
-    add_int(o, "released_ack_lowered", stats.released[COMPARE_RELEASED_ACK_LOWERED]);
-    add_int(o, "released_by_policy", stats.released[COMPARE_RELEASED_PASSED]);
-    add_int(o, "released_by_checkpoint", stats.released[COMPARE_RELEASED_COMMITTED]);
-    json_object_object_add(o, "divergences", report_rules(&stats));
+    stats_add_json(&stats, o);
     add_int(o, "secondary_forgotten", n_forgotten);
-    add_int(o, "secondary_announcements", stats.announcements);
-    add_int(o, "checkpoints", stats.checkpoints);
     add_int(o, "notified", f->n_notified);
     add_int(o, "framing_errors", f->n_framing_errors);
     add_int(o, "out_queue_bytes", outqueue_bytes(f->out));
-    add_int(o, "flows", stats.flows);
-    add_int(o, "flows_created", stats.flows_created);
-    add_int(o, "flows_expired", stats.flows_expired);
-    add_int(o, "flows_evicted", stats.flows_evicted);
-    add_int(o, "held_bytes", stats.held_bytes);
-    add_int(o, "held_bytes_max", stats.held_bytes_max);
-    add_int(o, "hold_ns_total", stats.hold_ns_total);
-    add_int(o, "hold_ns_max", (uint64_t)stats.hold_ns_max);
     add_int(o, "shards", (uint64_t)f->n_shards);
     json_object_object_add(o, "recent_divergences", recent);
     return o;
