@@ -30,13 +30,15 @@ enum {
 };
 
 /* nbdkit has one plugin instance in a process and gives its callbacks no pointer to it. */
-static struct {
+typedef struct Plugin {
     char *disk, *metadata, *directory, *control_path;
     gboolean in_memory;
     uint64_t limit_bytes;
     Target *target;
     DiskControl *control;
-} plugin = {.limit_bytes = TARGET_DEFAULT_LIMIT_BYTES};
+} Plugin;
+
+static Plugin plugin = {.limit_bytes = TARGET_DEFAULT_LIMIT_BYTES};
 
 /* --- Parameters --- */
 
@@ -154,6 +156,7 @@ target_unload(void)
     free(plugin.metadata);
     free(plugin.directory);
     free(plugin.control_path);
+    plugin = (Plugin){.limit_bytes = TARGET_DEFAULT_LIMIT_BYTES};
 }
 
 /* --- Connections --- */
