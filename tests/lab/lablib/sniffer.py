@@ -82,6 +82,7 @@ class Sniffer(threading.Thread):
         super().__init__(daemon=True, name="sniffer")
         self.witness = witness
         self.frames = []  # (monotonic ns, host)
+        self.stop_ns = 0
         self.stopping = threading.Event()
         with netns.inside(lab.topology.name("s")):
             self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
@@ -112,9 +113,12 @@ class Sniffer(threading.Thread):
                     return
                 continue
             host = uplinks.get(address[0])
+            seconds, nanos = struct.unpack("qq", control[0][2])
+            when = seconds * 10**9 + nanos - offset
+            if self.stopping.is_set() and when > self.stop_ns:
+                return
             if host:
-                seconds, nanos = struct.unpack("qq", control[0][2])
-                self.frames.append((seconds * 10**9 + nanos - offset, host))
+                self.frames.append((when, host))
                 if self.witness:
                     self.witness.note(host, frame)
 
@@ -122,6 +126,7 @@ class Sniffer(threading.Thread):
         """All that was received until now is in .frames afterwards. A second call does nothing."""
         if self.stopping.is_set():
             return
+        self.stop_ns = time.monotonic_ns()
         self.stopping.set()
         self.join(10)
         _, dropped = struct.unpack("II", self.sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))

@@ -159,6 +159,7 @@ class Outbound(Paced):
         assert self.output and blob_md5(self.total // MIB) in self.output, f"the guest got other bytes: {self.output}"
 
     def _exchange(self, sock):
+        """Our end is closed when its has been: busybox nc ends with the first end that it sees from the network."""
         ended = False
         while self.sent < self.total or not ended:
             wait = self.may_send()
@@ -170,8 +171,6 @@ class Outbound(Paced):
                 ended = not self._receive(sock)
             if writable:
                 self.send_piece(sock)
-                if self.sent == self.total:
-                    sock.shutdown(socket.SHUT_WR)
             self.check_alive()
         assert self.received == self.total, f"the guest's side ended early: {self.where()}"
 
