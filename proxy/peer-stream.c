@@ -2,9 +2,10 @@
 /*
  * peer-stream.c - the frames channel: batches of FRAME messages out and in
  *
- * Out: messages are laid one behind the other into a ring; once per turn of the loop it is written
- * in chunks of a TLS record, so small frames share records and system calls, and none waits for
- * more to come. A full ring is back-pressure for whoever sends.
+ * Out: messages are laid one behind the other into a ring, which is written in chunks of a TLS
+ * record as soon as one is full, and at the end of each turn of the loop: small frames share
+ * records and system calls, and none waits for more to come. A full ring is back-pressure for
+ * whoever sends.
  *
  * In: a ring is filled until the peer has no more; messages are decoded and used in place. What is
  * not consumed stays in front and, when the ring is full, stops the peer.
@@ -109,6 +110,9 @@ peer_stream_send(PeerStream *stream, WireKind kind, unsigned nic, uint64_t epoch
     g_assert(byte_ring_room(&stream->out) >= WIRE_OVERHEAD_BYTES + len);
     byte_ring_produce(&stream->out, wire_encode(byte_ring_tail(&stream->out), &message));
     counter_set(&stream->queue_bytes, stream->out.len);
+    /* A full record gains nothing by waiting for the end of the turn. */
+    if (stream->out.len >= RECORD_BYTES)
+        peer_stream_flush(stream);
 }
 
 void

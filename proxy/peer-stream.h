@@ -56,7 +56,7 @@ unsigned peer_stream_room(const PeerStream *stream);
 /** Where the next frame will lie, if there is room: it can be built there. */
 uint8_t *peer_stream_slot(const PeerStream *stream);
 /** Queues a frame (the slot, or anything else, which is copied), numbered; there must be room. It
- * leaves with peer_stream_flush(). */
+ * leaves with a full record, or with peer_stream_flush(). */
 void peer_stream_send(PeerStream *stream, WireKind kind, unsigned nic, uint64_t epoch,
                       uint8_t *frame, size_t len);
 /** Uses up a number without sending: the peer sees a gap. */

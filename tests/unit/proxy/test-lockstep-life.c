@@ -36,7 +36,8 @@ START_TEST(err_peer_end_holds_output_until_it_is_decided)
         guest_send(&w, 2, 70);
         /* What the peer said before its end counts. */
         peer_says(fd, 0, 1, 60);
-        (void)close(fd);
+        /* Not close(): over a frame that the kernel sent and nobody read it would be a reset. */
+        ck_assert_int_eq(shutdown(fd, SHUT_WR), 0);
         world_until(&w.n_peer_lost, 1);
         ck_assert_str_eq(w.peer_text, "frames channel: the peer has closed it");
         ck_assert_int_eq(client_recv(&w, WAIT), 1);
@@ -52,6 +53,7 @@ START_TEST(err_peer_end_holds_output_until_it_is_decided)
         for (guint32 i = 2; i <= 4; i++)
             ck_assert_int_eq(client_recv(&w, WAIT), i);
         ck_assert_uint_eq(w.n_peer_lost, 1);
+        (void)close(fd);
         world_clear(&w);
     }
 }
@@ -136,6 +138,7 @@ START_TEST(life_a_new_peer_replaces_the_one_before)
 {
     World w;
     ProxyConfig base;
+    uint8_t byte;
     int fds[2];
 
     pair_wire_sequence = 0;
@@ -152,7 +155,9 @@ START_TEST(life_a_new_peer_replaces_the_one_before)
     peer_says(fds[1], 0, 2, 60);
     ck_assert_int_eq(client_recv(&w, WAIT), 2);
     /* Closed, with or without a reset for what it had not read. */
-    ck_assert(recv(fd, &fds, 1, 0) <= 0 && errno != EAGAIN);
+    ssize_t n = recv(fd, &byte, 1, 0);
+
+    ck_assert(n == 0 || (n < 0 && errno == ECONNRESET));
     (void)close(fd);
     ck_assert_uint_eq(w.n_peer_lost, 0);
 
@@ -160,7 +165,7 @@ START_TEST(life_a_new_peer_replaces_the_one_before)
 
     proxy_detach_peer(w.proxy, world_done, &w);
     world_until(&w.n_done, before + 1);
-    ck_assert_int_eq(recv(fds[1], &fd, 1, 0), 0);
+    ck_assert_int_eq(recv(fds[1], &byte, 1, 0), 0);
     (void)close(fds[1]);
     ck_assert_uint_eq(w.n_peer_lost, 0);
     world_clear(&w);

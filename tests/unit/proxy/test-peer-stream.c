@@ -120,6 +120,21 @@ START_TEST(unit_small_frames_share_a_write)
 }
 END_TEST
 
+START_TEST(unit_a_full_record_leaves_at_once)
+{
+    Bench b;
+
+    bench_init(&b);
+    b.fake.budget = SIZE_MAX;
+    send_frame(&b, 0, 10000);
+    ck_assert_uint_eq(b.fake.n_writes, 0);
+    send_frame(&b, 0, 10000);
+    ck_assert_uint_gt(b.fake.n_writes, 0);
+    ck_assert_uint_eq(b.stream.out.len, 0);
+    bench_clear(&b);
+}
+END_TEST
+
 START_TEST(unit_a_blocked_write_is_repeated_with_the_same_count)
 {
     Bench b;
@@ -296,6 +311,7 @@ START_TEST(unit_room_is_counted_in_the_largest_messages)
     ck_assert_uint_ge(n, 32);
     /* The input ring too is bounded: the rest stays with the peer. */
     b.fake.budget = SIZE_MAX;
+    b.stream.blocked = false;
     while (b.stream.out.len > 0)
         peer_stream_flush(&b.stream);
     turn_around(&b);
@@ -307,7 +323,7 @@ START_TEST(unit_room_is_counted_in_the_largest_messages)
 }
 END_TEST
 
-CHECK_MAIN("peer-stream", unit_small_frames_share_a_write,
+CHECK_MAIN("peer-stream", unit_small_frames_share_a_write, unit_a_full_record_leaves_at_once,
            unit_a_blocked_write_is_repeated_with_the_same_count,
            unit_frames_of_all_sizes_in_odd_pieces, unit_looking_ahead_decodes_each_message_once,
            unit_a_missing_number_is_counted, sec_numbers_and_epochs_do_not_go_back,
