@@ -41,6 +41,7 @@
 
 #include "config-keys.h"
 #include "fd.h"
+#include "source.h"
 
 #include <assert.h>
 #include <dirent.h>
@@ -489,14 +490,6 @@ job_is_done(Job *job)
     return done;
 }
 
-static void
-clear_source(GSource **source)
-{
-    if (*source)
-        g_source_destroy(*source);
-    g_clear_pointer(source, g_source_unref);
-}
-
 /* The main thread has no more use of the job; its worker may have. */
 static void
 job_release(gpointer data)
@@ -504,8 +497,8 @@ job_release(gpointer data)
     Job *job = data;
 
     atomic_store(&job->abandoned, true);
-    clear_source(&job->ready);
-    clear_source(&job->deadline);
+    source_clear(&job->ready);
+    source_clear(&job->deadline);
     job_unref(job);
 }
 
@@ -519,8 +512,8 @@ job_answer(Job *job, const ArbiterAnswer *answer)
 
     g_assert(found);
     g_ptr_array_steal_index_fast(job->arbiter->jobs, index);
-    clear_source(&job->ready);
-    clear_source(&job->deadline);
+    source_clear(&job->ready);
+    source_clear(&job->deadline);
     job->func(answer, job->user_data);
     job_release(job);
 }

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 add_executable(colod main.c daemon.c daemon-state.c daemon-actions.c daemon-peer.c
-    daemon-checkpoint.c daemon-control.c daemon-explain.c daemon-network.c daemon-status.c frames-stream.c)
-target_link_libraries(colod PRIVATE colod_explain colod_gate colod_host colod_pair colod_peer colod_selftest colod_vm
+    daemon-checkpoint.c daemon-control.c daemon-explain.c daemon-network.c daemon-status.c)
+target_link_libraries(colod PRIVATE colod_explain colod_frames colod_gate colod_host colod_pair colod_peer
+    colod_selftest colod_vm
     colo_proxy colo_qmp)
 install(TARGETS colod RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR})
 # The table in ARCHITECTURE.md is the code's.

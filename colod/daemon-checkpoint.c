@@ -307,18 +307,16 @@ on_lease_expired(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
 
     event_log_add(d->log, EVENT_WARNING, "lease",
                   "output stays held: the peer has not confirmed a heartbeat for %u ms",
-                  d->config->heartbeat_limit_ms);
+                  d->lease_ms);
 }
 
 static void
 committed_on_primary(Daemon *d, guint64 epoch)
 {
     Checkpoints *c = &d->checkpoints;
-    const gint64 lease_ns =
-        peer_link_confirmed_ns(d->link) + d->config->heartbeat_limit_ms * NS_PER_MS;
     ControlRequest *request;
 
-    proxy_release(d->proxy, epoch, lease_ns, on_lease_expired, d);
+    proxy_release(d->proxy, epoch, daemon_network_lease_ns(d), on_lease_expired, d);
     c->commit_ns = clock_now_ns();
     c->count++;
     c->by_cause[c->cause]++;

@@ -165,7 +165,7 @@ daemon_network_attach_peer(Daemon *d)
     stream = peer_link_take_stream(d->link, PEER_CHANNEL_FRAMES);
     if (stream == NULL)
         return FALSE;
-    frames_stream_init(stream, &peer);
+    peer = frames_stream_new(g_steal_pointer(&stream));
     proxy_attach_peer(d->proxy, &peer);
     daemon_network_renew_lease(d);
     return TRUE;
@@ -178,13 +178,17 @@ daemon_network_detach_peer(Daemon *d)
         proxy_detach_peer(d->proxy, NULL, NULL);
 }
 
-/* The peer does not act on our silence before this. */
+int64_t
+daemon_network_lease_ns(const Daemon *d)
+{
+    return peer_link_confirmed_ns(d->link) + d->lease_ms * NS_PER_MS;
+}
+
 void
 daemon_network_renew_lease(Daemon *d)
 {
     if (d->proxy != NULL && daemon_is_lockstep(d))
-        proxy_set_lease(d->proxy, peer_link_confirmed_ns(d->link) +
-                                      d->config->heartbeat_limit_ms * NS_PER_MS);
+        proxy_set_lease(d->proxy, daemon_network_lease_ns(d));
 }
 
 /* ---- modes and epochs ---- */

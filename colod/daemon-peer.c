@@ -76,6 +76,8 @@ daemon_send_state(Daemon *d)
     add_generation(body, "generation", d->facts.generation);
     json_object_object_add(body, "initial_primary",
                            json_object_new_boolean(d->config->initial_role == CONFIG_ROLE_PRIMARY));
+    json_object_object_add(body, "heartbeat_limit_ms",
+                           json_object_new_int64(d->config->heartbeat_limit_ms));
     json_object_object_add(body, "addresses", known_addresses(d));
     send_body(d, PEER_MESSAGE_STATE, body);
 }
@@ -112,6 +114,19 @@ get_bool(json_object *body, const char *key)
     json_object *member;
 
     return json_object_object_get_ex(body, key, &member) && json_object_get_boolean(member);
+}
+
+/* Our own where the peer says nothing of use. */
+static unsigned
+get_heartbeat_limit(const Daemon *d, json_object *body)
+{
+    const unsigned ours = d->config->heartbeat_limit_ms;
+    json_object *member;
+
+    if (!json_object_object_get_ex(body, "heartbeat_limit_ms", &member) ||
+        !json_object_is_type(member, json_type_int))
+        return ours;
+    return (unsigned)CLAMP(json_object_get_int64(member), 0, (int64_t)ours);
 }
 
 static gboolean
@@ -160,6 +175,7 @@ on_state(Daemon *d, json_object *body, guint64 generation)
     d->facts.peer_generation = generation;
     d->facts.peer_role_primary = g_strcmp0(get_string(body, "role"), "primary") == 0;
     d->facts.peer_initial_primary = get_bool(body, "initial_primary");
+    d->lease_ms = get_heartbeat_limit(d, body);
     if (pair_state_has_vm(state))
         d->facts.peer_gave_up = FALSE;
     learn_addresses(d, body);
@@ -214,6 +230,7 @@ on_vm_dead(Daemon *d, json_object *body, guint64 generation)
                   "%s: no VM of generation %" G_GUINT64_FORMAT "%s%s", d->config->peer_host,
                   generation, reason && *reason ? ": " : "", reason ? reason : "");
     d->facts.peer_gave_up = TRUE;
+    d->facts.peer_role_primary = FALSE; /* it has saved that before it said so */
     daemon_event(d, PAIR_EVENT_PEER_VM_DEAD);
 }
 

@@ -112,6 +112,7 @@ struct Daemon {
 
     char *peer_software, *peer_qemu_version;
     gboolean peer_said_state;
+    unsigned lease_ms; /* the smaller one of the two hosts' heartbeat limits */
     gboolean selftest_done, selftest_ok, return_path;
     char *selftest_text, *qemu_version;
 
@@ -173,6 +174,8 @@ gboolean daemon_make_proxy(Daemon *d, const int *adopt_fds, GError **error);
 gboolean daemon_network_attach_peer(Daemon *d);
 void daemon_network_detach_peer(Daemon *d);
 void daemon_network_stand_by(Daemon *d);
+/* Until when output may leave: the peer does not act on our silence before. CLOCK_MONOTONIC. */
+int64_t daemon_network_lease_ns(const Daemon *d);
 void daemon_network_renew_lease(Daemon *d);
 /* The gate's points; the callback goes on from there. */
 void daemon_network_arm(Daemon *d, ProxyDoneFunc armed);

@@ -1,70 +1,89 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* frames-stream.c - the frames channel's stream as the proxy wants it
+/*
+ * frames-stream.c - the frames channel of the peer link as the proxy wants it
  *
- * GIO's non-blocking calls do not depend on a main context, so the proxy's thread can make them by
- * itself and no frame waits for another thread. What TLS holds buffered does not make the
- * descriptor readable: the proxy reads until -EAGAIN.
+ * The proxy thread has no GLib main context, and needs none: the pollable streams are used without
+ * sources, on the socket's descriptor. What TLS has read and deciphered does not make the
+ * descriptor readable; the proxy therefore reads until -EAGAIN. After -EAGAIN from a write TLS
+ * holds the record enciphered, and the proxy offers the same bytes again.
+ *
+ * GIO makes an error object for each -EAGAIN, inside of TLS too. That is the one allocation on this
+ * path; it comes once per wake-up, not once per frame.
  */
 #include "frames-stream.h"
 
 #include "peer-tls.h"
 
 #include <errno.h>
+#include <sys/socket.h>
+
+typedef struct FramesStream {
+    GIOStream *stream;
+    GPollableInputStream *in;
+    GPollableOutputStream *out;
+    int fd;
+} FramesStream;
 
 static ssize_t
-errno_of(const GError *error)
+error_number(const GError *error)
 {
     if (g_error_matches(error, G_IO_ERROR, G_IO_ERROR_WOULD_BLOCK))
         return -EAGAIN;
-    /* Cut without TLS's goodbye, which neither side says: to the proxy an end like any other. */
-    if (g_error_matches(error, G_TLS_ERROR, G_TLS_ERROR_EOF) ||
-        g_error_matches(error, G_IO_ERROR, G_IO_ERROR_CONNECTION_CLOSED))
-        return -ECONNRESET;
-    if (g_error_matches(error, G_IO_ERROR, G_IO_ERROR_TIMED_OUT))
-        return -ETIMEDOUT;
-    return -EIO;
+    /* The link's connections end without TLS's close_notify. */
+    if (g_error_matches(error, G_TLS_ERROR, G_TLS_ERROR_EOF))
+        return 0;
+    return g_error_matches(error, G_IO_ERROR, G_IO_ERROR_CONNECTION_CLOSED) ? -ECONNRESET : -EIO;
 }
 
 static ssize_t
-stream_read(gpointer opaque, void *bytes, size_t len)
+frames_read(gpointer opaque, void *bytes, size_t len)
 {
-    GInputStream *in = g_io_stream_get_input_stream(opaque);
+    FramesStream *frames = opaque;
     g_autoptr(GError) error = NULL;
-    const gssize n = g_pollable_input_stream_read_nonblocking(G_POLLABLE_INPUT_STREAM(in), bytes,
-                                                              len, NULL, &error);
+    gssize n = g_pollable_input_stream_read_nonblocking(frames->in, bytes, len, NULL, &error);
 
-    return n < 0 ? errno_of(error) : n;
+    return n >= 0 ? n : error_number(error);
 }
 
 static ssize_t
-stream_write(gpointer opaque, const void *bytes, size_t len)
+frames_write(gpointer opaque, const void *bytes, size_t len)
 {
-    GOutputStream *out = g_io_stream_get_output_stream(opaque);
+    FramesStream *frames = opaque;
     g_autoptr(GError) error = NULL;
-    const gssize n = g_pollable_output_stream_write_nonblocking(G_POLLABLE_OUTPUT_STREAM(out),
-                                                                bytes, len, NULL, &error);
+    gssize n = g_pollable_output_stream_write_nonblocking(frames->out, bytes, len, NULL, &error);
+    ssize_t r = n >= 0 ? n : error_number(error);
 
-    return n < 0 ? errno_of(error) : n;
+    return r == 0 ? -ECONNRESET : r;
 }
 
 static void
-stream_close(gpointer opaque)
+frames_close(gpointer opaque)
 {
-    g_autoptr(GIOStream) stream = opaque;
+    FramesStream *frames = opaque;
 
-    /* The link may be using the socket at this moment, to shut it down. */
-    peer_stream_shutdown(stream);
+    /* The system call alone: the link may be doing the same in its thread, and whoever drops the
+     * last reference closes the descriptor. */
+    (void)shutdown(frames->fd, SHUT_RDWR);
+    g_object_unref(frames->stream);
+    g_free(frames);
 }
 
-void
-frames_stream_init(GIOStream *stream, ProxyPeer *ret_peer)
+ProxyPeer
+frames_stream_new(GIOStream *stream)
 {
+    FramesStream *frames = g_new(FramesStream, 1);
+
+    /* The proxy sends what it has at the end of each turn: nothing is gained by waiting. */
     peer_stream_set_nodelay(stream);
-    *ret_peer = (ProxyPeer){
-        .read = stream_read,
-        .write = stream_write,
-        .close = stream_close,
+    *frames = (FramesStream){
+        .stream = stream,
+        .in = G_POLLABLE_INPUT_STREAM(g_io_stream_get_input_stream(stream)),
+        .out = G_POLLABLE_OUTPUT_STREAM(g_io_stream_get_output_stream(stream)),
         .fd = g_socket_get_fd(peer_stream_get_socket(stream)),
-        .opaque = g_object_ref(stream),
     };
+    return (ProxyPeer){.read = frames_read,
+                       .write = frames_write,
+                       .close = frames_close,
+                       .fd = frames->fd,
+                       .opaque = frames};
 }

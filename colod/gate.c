@@ -37,6 +37,7 @@
 
 #include "clock.h"
 #include "fd.h"
+#include "source.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -83,21 +84,13 @@ gate_step_name(GateStep step)
 
 /* --- Life ------------------------------------------------------------------------------------ */
 
-static void
-clear_source(GSource **source)
-{
-    if (*source)
-        g_source_destroy(*source);
-    g_clear_pointer(source, g_source_unref);
-}
-
 /* Nothing passes any more. QEMU's socket stays open. */
 static void
 shut(Gate *gate)
 {
     for (unsigned i = 0; i < GATE_N_TIMERS; i++)
-        clear_source(&gate->timers[i].source);
-    clear_source(&gate->vm_source);
+        source_clear(&gate->timers[i].source);
+    source_clear(&gate->vm_source);
     g_clear_pointer(&gate->channel, peer_channel_free);
     g_byte_array_set_size(gate->vm_queue, 0);
     gate->vm_queue_at = 0;

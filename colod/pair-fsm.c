@@ -68,8 +68,9 @@ guard_peer_newer(const PairFacts *f)
     return f->peer_up && f->peer_generation > f->generation;
 }
 
-/* Only operators can bring this about (`colo failover` on both sides of a cut link with the manual
- * arbiter). The names decide, so that both hosts come to the same end. */
+/* Only operators can bring this about (`colo failover` on both hosts with the manual arbiter: over
+ * a cut link, or so soon after each other that the orders cross). The names decide, so that both
+ * hosts come to the same end. */
 static gboolean
 guard_split_brain_loser(const PairFacts *f)
 {
@@ -238,6 +239,8 @@ static const Rule rules[] = {
      GUARD(peer_newer), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
      "the peer has a newer generation"},
     {IN(ALONE) | IN(PREPARING), ON(PEER_UP), GUARD(split_brain_loser), PAIR_STOPPING,
+     DO(A(DROP_OUTPUT), A(KILL_VM)), "both hosts were made to run the VM; the other one keeps it"},
+    {IN(ALONE) | IN(PREPARING), ON(PEER_STATE), GUARD(split_brain_loser), PAIR_STOPPING,
      DO(A(DROP_OUTPUT), A(KILL_VM)), "both hosts were made to run the VM; the other one keeps it"},
 
     /* Start of colod. */

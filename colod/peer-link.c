@@ -11,10 +11,11 @@
  * whenever it runs. TLS handshakes run in GIO's worker threads; their results arrive in the
  * context.
  *
- * A PeerGreeting (peer-hello.c) is one TCP connection from its birth until both sides have agreed
- * on it. At most PENDING_MAX accepted ones wait for a verdict; further connections are closed at
- * once. Only a HELLO of the right peer binds a greeting to the link, so nothing that a stranger
- * does changes the link's state.
+ * A PeerGreeting (peer-greeting.c) is one TCP connection from its birth until both sides have
+ * agreed on it. At most PENDING_MAX accepted ones wait for a verdict, and PENDING_OF_PEER more that
+ * come from the peer's configured address; further connections are closed at once. Only a HELLO of
+ * the right peer binds a greeting to the link, so nothing that a stranger does changes the link's
+ * state, and strangers who say nothing do not keep the peer waiting for their deadline.
  *
  * The link is IDLE, SETTING_UP or UP. The host whose name sorts first connects:
  *
@@ -54,20 +55,20 @@
 #include "peer-link.h"
 
 #include "clock.h"
-#include "peer-hello.h"
+#include "peer-greeting.h"
+#include "peer-listener.h"
 #include "peer-tls.h"
+#include "source.h"
 
 #include <string.h>
 #include <sys/random.h>
 
 enum {
-    PENDING_MAX = 16,         /* accepted connections without a verdict */
-    ACCEPT_PER_DISPATCH = 32, /* then others run */
-    LISTEN_BACKLOG = 64,      /* so that one more than PENDING_MAX is refused, not left waiting */
-    ACCEPT_PAUSE_MS = 1000,   /* after accept() failed, for example without descriptors */
-    REPORT_INTERVAL_S = 10,   /* the same text is reported once in this time */
-    REPORTS_MAX = 64,         /* different texts remembered; more are dropped */
-    SILENCE_ROUNDS = 2,       /* see above */
+    PENDING_MAX = 16,       /* accepted connections without a verdict */
+    PENDING_OF_PEER = 4,    /* two attempts of it: never more than two channels greet at once */
+    REPORT_INTERVAL_S = 10, /* the same text is reported once in this time */
+    REPORTS_MAX = 64,       /* different texts remembered; more are dropped */
+    SILENCE_ROUNDS = 2,     /* see above */
 };
 
 typedef enum LinkState {
@@ -87,9 +88,9 @@ struct PeerLink {
     guint64 boot_id;
     GHashTable *reports; /* text -> time of the last report, ns */
 
-    GSocket *listener;
-    GSource *listen_source;
-    GPtrArray *pending; /* PeerGreeting: accepted, not yet bound to a channel */
+    PeerListener *listener;
+    /* PeerGreeting: accepted, not yet bound to a channel; those in the slots kept for the peer. */
+    GPtrArray *pending, *pending_of_peer;
 
     LinkState state;
     GSource *retry_source;                /* IDLE on the connecting side */
@@ -113,15 +114,6 @@ struct PeerLink {
 static void link_reset(PeerLink *link, const GError *reason);
 
 /* Sources, random numbers, reports */
-
-static void
-source_clear(GSource **source)
-{
-    if (*source) {
-        g_source_destroy(*source);
-        g_clear_pointer(source, g_source_unref);
-    }
-}
 
 static void
 timer_set(GMainContext *context, GSource **place, unsigned ms, GSourceFunc function, gpointer data)
@@ -176,6 +168,7 @@ link_clear(gpointer data)
     PeerLink *link = data;
 
     g_ptr_array_unref(link->pending);
+    g_ptr_array_unref(link->pending_of_peer);
     g_hash_table_unref(link->reports);
     peer_tls_free(link->tls);
     g_main_context_unref(link->context);
@@ -440,11 +433,18 @@ is_claimed(const PeerLink *link, PeerChannelKind kind)
     return link->bound[kind] || link->streams[kind];
 }
 
+static void
+forget_pending(PeerLink *link, PeerGreeting *greeting)
+{
+    if (!g_ptr_array_remove_fast(link->pending, greeting))
+        (void)g_ptr_array_remove_fast(link->pending_of_peer, greeting);
+}
+
 /* Takes a greeting that ends off our books. Return: whether it was bound to a channel. */
 static bool
 forget_greeting(PeerLink *link, PeerGreeting *greeting)
 {
-    g_ptr_array_remove_fast(link->pending, greeting);
+    forget_pending(link, greeting);
     for (int kind = 0; kind < PEER_N_CHANNELS; kind++) {
         if (link->bound[kind] == greeting) {
             link->bound[kind] = NULL;
@@ -503,7 +503,7 @@ on_hello(PeerGreeting *greeting, const PeerHello *theirs, gpointer user_data)
               theirs->info.boot_id != link->peer_boot_id || is_claimed(link, theirs->channel)))
         refuse(greeting, "session", "channel of a session that is not being set up");
     else if (theirs->channel != PEER_CHANNEL_CONTROL || begin_session(link, theirs)) {
-        g_ptr_array_remove_fast(link->pending, greeting);
+        forget_pending(link, greeting);
         link->bound[theirs->channel] = greeting;
         peer_greeting_welcome(greeting);
     }
@@ -560,41 +560,47 @@ static const PeerGreetingHandlers greeting_handlers = {
 
 /* Listening */
 
-static gboolean on_incoming(GSocket *socket, GIOCondition condition, gpointer user_data);
-
-static void
-listen_start(PeerLink *link)
+static bool
+is_at_peer_address(const PeerLink *link, GSocket *socket)
 {
-    source_clear(&link->listen_source);
-    link->listen_source = g_socket_create_source(link->listener, G_IO_IN, NULL);
-    g_source_set_callback(link->listen_source, G_SOURCE_FUNC(on_incoming), link, NULL);
-    g_source_attach(link->listen_source, link->context);
+    g_autoptr(GInetAddress) ours = g_inet_address_new_from_string(link->config.peer_address);
+    g_autoptr(GSocketAddress) theirs = g_socket_get_remote_address(socket, NULL);
+
+    return ours && G_IS_INET_SOCKET_ADDRESS(theirs) &&
+           g_inet_address_equal(ours,
+                                g_inet_socket_address_get_address(G_INET_SOCKET_ADDRESS(theirs)));
 }
 
-static gboolean
-on_accept_pause_over(gpointer user_data)
+/* Where a greeting is booked, or NULL if there is no room. An address proves nothing, it only keeps
+ * others from standing in the peer's way. */
+static GPtrArray *
+find_slots(PeerLink *link, bool from_peer)
 {
-    listen_start(user_data);
-    return G_SOURCE_REMOVE;
+    if (from_peer && link->pending_of_peer->len < PENDING_OF_PEER)
+        return link->pending_of_peer;
+    return link->pending->len < PENDING_MAX ? link->pending : NULL;
 }
 
 static void
-accept_one(PeerLink *link, GSocket *socket)
+on_incoming(GSocket *socket, gpointer user_data)
 {
+    PeerLink *link = user_data;
+    bool from_peer = is_at_peer_address(link, socket);
+    GPtrArray *slots = find_slots(link, from_peer);
     g_autoptr(GError) error = NULL;
     PeerGreeting *greeting = NULL;
 
-    if (link->pending->len >= PENDING_MAX) {
+    if (slots) {
+        g_main_context_push_thread_default(link->context);
+        greeting = peer_greeting_accept(socket, from_peer, link->tls, &link->config,
+                                        &greeting_handlers, link, &error);
+        g_main_context_pop_thread_default(link->context);
+    } else {
         error = g_error_new(PEER_ERROR, PEER_ERROR_REFUSED,
                             "busy: %d connections are being checked already", PENDING_MAX);
-    } else {
-        g_main_context_push_thread_default(link->context);
-        greeting = peer_greeting_accept(socket, link->tls, &link->config, &greeting_handlers, link,
-                                        &error);
-        g_main_context_pop_thread_default(link->context);
     }
     if (greeting) {
-        g_ptr_array_add(link->pending, greeting);
+        g_ptr_array_add(slots, greeting);
     } else {
         /* Without the port: reports of one stranger are to look alike. */
         g_autofree char *who = peer_socket_remote_name(socket);
@@ -604,60 +610,16 @@ accept_one(PeerLink *link, GSocket *socket)
     }
 }
 
-static gboolean
-on_incoming(GSocket *listener, G_GNUC_UNUSED GIOCondition condition, gpointer user_data)
+static void
+on_listener_failed(const GError *reason, gpointer user_data)
 {
-    PeerLink *link = g_rc_box_acquire(user_data);
-
-    for (int i = 0; i < ACCEPT_PER_DISPATCH && !link->freed; i++) {
-        g_autoptr(GError) error = NULL;
-        g_autoptr(GSocket) socket = g_socket_accept(listener, NULL, &error);
-
-        if (socket) {
-            accept_one(link, socket);
-            continue;
-        }
-        if (!g_error_matches(error, G_IO_ERROR, G_IO_ERROR_WOULD_BLOCK) &&
-            !g_error_matches(error, G_IO_ERROR, G_IO_ERROR_CONNECTION_CLOSED)) {
-            /* The socket stays readable: without a pause this would spin. */
-            timer_set(link->context, &link->listen_source, ACCEPT_PAUSE_MS, on_accept_pause_over,
-                      link);
-            report(link, "listener", error);
-        }
-        break;
-    }
-    link_unref(link);
-    return G_SOURCE_CONTINUE;
+    report(user_data, "listener", reason);
 }
 
-static gboolean
-listen_open(PeerLink *link, GError **error)
-{
-    const PeerLinkConfig *config = &link->config;
-    g_autoptr(GSocketAddress) address =
-        g_inet_socket_address_new_from_string(config->listen_address, config->listen_port);
-
-    if (!address) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
-                    "listen address '%s' is not a numeric IPv4 or IPv6 address",
-                    config->listen_address);
-        return FALSE;
-    }
-    link->listener = g_socket_new(g_socket_address_get_family(address), G_SOCKET_TYPE_STREAM,
-                                  G_SOCKET_PROTOCOL_TCP, error);
-    if (!link->listener)
-        return FALSE;
-    g_socket_set_blocking(link->listener, FALSE);
-    g_socket_set_listen_backlog(link->listener, LISTEN_BACKLOG);
-    if (!g_socket_bind(link->listener, address, TRUE, error) ||
-        !g_socket_listen(link->listener, error)) {
-        g_prefix_error(error, "cannot listen on %s port %u: ", config->listen_address,
-                       config->listen_port);
-        return FALSE;
-    }
-    listen_start(link);
-    return TRUE;
-}
+static const PeerListenerHandlers listener_handlers = {
+    .incoming = on_incoming,
+    .failed = on_listener_failed,
+};
 
 /* Public functions */
 
@@ -695,13 +657,24 @@ peer_link_new(const PeerLinkConfig *config, const PeerLinkHandlers *handlers, gp
     link->boot_id = random_id();
     link->reports = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     link->pending = g_ptr_array_new();
-    if (!listen_open(link, error)) {
+    link->pending_of_peer = g_ptr_array_new();
+    link->listener = peer_listener_new(config->listen_address, config->listen_port,
+                                       &listener_handlers, link, error);
+    if (!link->listener) {
         peer_link_free(link);
         return NULL;
     }
     if (link->connects)
         timer_set(link->context, &link->retry_source, 0, on_retry, link);
     return link;
+}
+
+static void
+abandon_all(GPtrArray *greetings)
+{
+    for (guint i = 0; i < greetings->len; i++)
+        peer_greeting_abandon(g_ptr_array_index(greetings, i));
+    g_ptr_array_set_size(greetings, 0);
 }
 
 void
@@ -711,13 +684,9 @@ peer_link_free(PeerLink *link)
         return;
     link->freed = true;
     link_drop(link);
-    for (guint i = 0; i < link->pending->len; i++)
-        peer_greeting_abandon(g_ptr_array_index(link->pending, i));
-    g_ptr_array_set_size(link->pending, 0);
-    source_clear(&link->listen_source);
-    if (link->listener)
-        (void)g_socket_close(link->listener, NULL);
-    g_clear_object(&link->listener);
+    abandon_all(link->pending);
+    abandon_all(link->pending_of_peer);
+    g_clear_pointer(&link->listener, peer_listener_free);
     link_keep_peer(link, &(PeerHello){0});
     link_unref(link);
 }

@@ -14,6 +14,7 @@
 #include "selftest-vm.h"
 
 #include "fd.h"
+#include "source.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -108,14 +109,6 @@ struct SelftestVm {
     gpointer user_data;
 };
 
-static void
-clear_source(GSource **source)
-{
-    if (*source)
-        g_source_destroy(*source);
-    g_clear_pointer(source, g_source_unref);
-}
-
 static GSource *
 watch_fd(int fd, GIOCondition condition, GUnixFDSourceFunc func, gpointer user_data)
 {
@@ -129,8 +122,8 @@ watch_fd(int fd, GIOCondition condition, GUnixFDSourceFunc func, gpointer user_d
 static void
 vm_destroy(SelftestVm *vm)
 {
-    clear_source(&vm->exit_source);
-    clear_source(&vm->stderr_source);
+    source_clear(&vm->exit_source);
+    source_clear(&vm->stderr_source);
     fd_clear(&vm->pidfd);
     fd_clear(&vm->stderr_fd);
     g_string_free(vm->stderr_tail, TRUE);
@@ -167,7 +160,7 @@ on_stderr(G_GNUC_UNUSED gint fd, G_GNUC_UNUSED GIOCondition condition, gpointer 
 
     if (read_stderr(vm))
         return G_SOURCE_CONTINUE;
-    clear_source(&vm->stderr_source);
+    source_clear(&vm->stderr_source);
     return G_SOURCE_REMOVE;
 }
 
@@ -187,7 +180,7 @@ on_exit_fd(G_GNUC_UNUSED gint fd, G_GNUC_UNUSED GIOCondition condition, gpointer
     vm->end = end;
     (void)read_stderr(vm);
     g_clear_pointer(&vm->dir, selftest_dir_unref);
-    clear_source(&vm->exit_source);
+    source_clear(&vm->exit_source);
     if (vm->abandoned)
         vm_destroy(vm);
     else
@@ -278,7 +271,7 @@ selftest_vm_free(SelftestVm *vm)
         return;
     }
     selftest_vm_kill(vm);
-    clear_source(&vm->stderr_source);
+    source_clear(&vm->stderr_source);
     fd_clear(&vm->stderr_fd);
     vm->abandoned = TRUE;
 }

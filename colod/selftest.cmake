@@ -4,6 +4,7 @@ add_library(colod_selftest STATIC
     selftest.c selftest.h
     selftest-cache.c selftest-cache.h
     selftest-cli.c
+    selftest-phases.c selftest-private.h
     selftest-vm.c selftest-vm.h)
 target_include_directories(colod_selftest PUBLIC ${CMAKE_CURRENT_SOURCE_DIR})
 target_link_libraries(colod_selftest PUBLIC colo_common PkgConfig::GLIB

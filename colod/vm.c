@@ -18,6 +18,7 @@
 
 #include "fd.h"
 #include "qmp-client.h"
+#include "source.h"
 #include "vm-process.h"
 
 G_DEFINE_QUARK(colod - vm - error - quark, vm_error)
@@ -78,16 +79,6 @@ add_timer(Vm *vm, unsigned ms, GSourceFunc func)
     g_source_set_callback(source, func, vm, NULL);
     g_source_attach(source, vm->context);
     return source;
-}
-
-static void
-clear_source(GSource **source)
-{
-    if (*source != NULL) {
-        g_source_destroy(*source);
-        g_source_unref(*source);
-        *source = NULL;
-    }
 }
 
 static void
@@ -284,7 +275,7 @@ on_leave_poll(gpointer user_data)
 {
     Vm *vm = user_data;
 
-    clear_source(&vm->leave_poll);
+    source_clear(&vm->leave_poll);
     leave_ask(vm);
     return G_SOURCE_REMOVE;
 }
@@ -303,7 +294,7 @@ leave_finish(Vm *vm)
 {
     VmDoneFunc done = g_steal_pointer(&vm->leave_done);
 
-    clear_source(&vm->leave_poll);
+    source_clear(&vm->leave_poll);
     done(vm, NULL, vm->leave_data);
 }
 
@@ -428,7 +419,7 @@ on_watch(gpointer user_data)
 static void
 start_watch(Vm *vm)
 {
-    clear_source(&vm->watch);
+    source_clear(&vm->watch);
     if (vm->ready && vm->watch_period_ms > 0)
         vm->watch = add_timer(vm, vm->watch_period_ms, on_watch);
 }
@@ -491,7 +482,7 @@ on_grace_over(gpointer user_data)
     Vm *vm = user_data;
     g_autoptr(GError) reason = g_error_new(VM_ERROR, VM_ERROR_QMP, "%s", vm->qmp_broken);
 
-    clear_source(&vm->grace);
+    source_clear(&vm->grace);
     say_stuck(vm, reason);
     return G_SOURCE_REMOVE;
 }
@@ -501,7 +492,7 @@ on_qmp_closed(QmpClient *qmp G_GNUC_UNUSED, const GError *reason, gpointer user_
 {
     Vm *vm = user_data;
 
-    clear_source(&vm->watch);
+    source_clear(&vm->watch);
     g_free(vm->qmp_broken);
     vm->qmp_broken = g_strdup_printf("QMP: %s", reason->message);
     vm->grace = add_timer(vm, DEATH_GRACE_MS, on_grace_over);
@@ -518,8 +509,8 @@ on_process_dead(const char *how, gpointer user_data)
 {
     Vm *vm = user_data;
 
-    clear_source(&vm->grace);
-    clear_source(&vm->watch);
+    source_clear(&vm->grace);
+    source_clear(&vm->watch);
     vm->handlers->dead(vm, how, vm->user_data);
 }
 
@@ -617,9 +608,9 @@ vm_free(Vm *vm)
 {
     if (vm == NULL)
         return;
-    clear_source(&vm->grace);
-    clear_source(&vm->watch);
-    clear_source(&vm->leave_poll);
+    source_clear(&vm->grace);
+    source_clear(&vm->watch);
+    source_clear(&vm->leave_poll);
     g_clear_pointer(&vm->qmp, qmp_client_unref);
     g_clear_pointer(&vm->process, vm_process_free);
     g_main_context_unref(vm->context);

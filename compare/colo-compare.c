@@ -12,6 +12,7 @@ enum { EXIT_USAGE = 2 };
 typedef struct Arguments {
     char *primary, *secondary, *out, *notify;
     gboolean vnet_hdr;
+    gboolean strict_announcements;
     gboolean version;
     int timeout_ms;
     int shards;
@@ -67,6 +68,9 @@ parse_arguments(int *argc, char ***argv, Arguments *a, GError **error)
          "How long a packet may wait for the other side (10 to 10000, default 200)", "MS"},
         {"policy", 0, 0, G_OPTION_ARG_STRING, &a->policy,
          "full, size or pass, or a list of CLASS=POLICY", "POLICY"},
+        {"strict-announcements", 0, 0, G_OPTION_ARG_NONE, &a->strict_announcements,
+         "Announcements (gratuitous ARP and the like) of the secondary alone are divergences",
+         NULL},
         {"memory-mib", 0, 0, G_OPTION_ARG_INT, &a->memory_mib,
          "Memory for held packets, per shard (default 64)", "MIB"},
         {"shards", 0, 0, G_OPTION_ARG_INT, &a->shards, "Threads to compare in (default 1)", "N"},
@@ -109,6 +113,7 @@ fill_config(const Arguments *a, FrontConfig *config, GError **error)
                     "memory of %d MiB: allowed are 1 to 65536", a->memory_mib);
         return FALSE;
     }
+    config->engine.ignore_announcements = !a->strict_announcements;
     config->engine.memory_max_bytes = (size_t)a->memory_mib << 20;
     return options_set_timeout_ms(a->timeout_ms, &config->engine, error) &&
            (!a->policy || options_parse_policy(a->policy, &config->engine, error)) &&

@@ -68,6 +68,10 @@ typedef struct CompareConfig {
     size_t memory_max_bytes; /* of held frames; see slab.h for the smallest */
     uint32_t flows_max;      /* rounded up to a power of two */
     CompareIsn isn;
+    /* Announcements (gratuitous ARP, RARP, unsolicited neighbour advertisements, MLD and IGMP
+     * reports) that only the secondary sends are no divergence. A guest's virtio-net announces
+     * itself after each load of its state, so they come with every checkpoint. */
+    bool ignore_announcements;
     ComparePolicy policy[FRAME_N_CLASSES]; /* only IP_OTHER, ARP, L2_OTHER and MALFORMED count */
     uint64_t hash_key[2];                  /* random, from getrandom(2), except in tests */
 } CompareConfig;
@@ -200,8 +204,9 @@ typedef struct CompareStats {
     uint64_t divergences[COMPARE_N_RULES];
     uint64_t stale[2]; /* of an epoch already committed */
     uint64_t classes[2][FRAME_N_CLASSES];
-    uint64_t refused;     /* -ENOBUFS */
-    uint64_t checkpoints; /* committed */
+    uint64_t refused;       /* -ENOBUFS */
+    uint64_t announcements; /* of the secondary alone, ignored */
+    uint64_t checkpoints;   /* committed */
     uint64_t reassembled[2];
     uint64_t flows_created;
     uint64_t flows_expired;

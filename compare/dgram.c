@@ -13,7 +13,22 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "bytes.h"
 #include "engine.h"
+
+enum {
+    ETHERTYPE_RARP = 0x8035,
+    ARP_BYTES = 28,
+    ARP_SENDER_OFFSET = 14, /* protocol addresses */
+    ARP_TARGET_OFFSET = 24,
+    PROTO_IGMP = 2,
+    IGMP_REPORT = 0x12, /* RFC 1112, 2236, 3376 */
+    IGMP2_REPORT = 0x16,
+    IGMP3_REPORT = 0x22,
+    MLD_REPORT = 131, /* RFC 2710, 4861, 3810 */
+    NEIGHBOUR_ADVERTISEMENT = 136,
+    MLD2_REPORT = 143,
+};
 
 static bool
 equal(const Held *a, const Held *b)
@@ -135,6 +150,51 @@ dgram_process(Compare *e, Flow *f, Held *h)
     else
         process_secondary(e, f, h);
     release_fifo(e, f);
+}
+
+static bool
+arp_is_announcement(const Held *h)
+{
+    const uint8_t *arp = held_payload(h); /* RFC 826, for IPv4 over Ethernet */
+
+    return h->payload_len >= ARP_BYTES &&
+           be32_load(arp + ARP_SENDER_OFFSET) == be32_load(arp + ARP_TARGET_OFFSET);
+}
+
+bool
+dgram_is_announcement(const Held *h)
+{
+    const FlowKey *key = &h->flow->key;
+    uint8_t type = h->payload_len > 0 ? held_payload(h)[0] : 0;
+
+    switch (frame_key_class(key)) {
+    case FRAME_ARP:
+        return arp_is_announcement(h);
+    case FRAME_L2_OTHER:
+        return (key->w[0] & 0xffff) == ETHERTYPE_RARP;
+    case FRAME_ICMP:
+        /* To ff00::/8: a solicited advertisement goes to the host that asked. */
+        return frame_key_is_ipv6(key) && key->w[2] >> 56 == 0xff &&
+               (type == MLD_REPORT || type == NEIGHBOUR_ADVERTISEMENT || type == MLD2_REPORT);
+    case FRAME_IP_OTHER:
+        return !frame_key_is_ipv6(key) && frame_key_protocol(key) == PROTO_IGMP &&
+               (type == IGMP_REPORT || type == IGMP2_REPORT || type == IGMP3_REPORT);
+    case FRAME_TCP:
+    case FRAME_UDP:
+    case FRAME_FRAGMENT:
+    case FRAME_MALFORMED:
+    case FRAME_N_CLASSES:
+        break;
+    }
+    return false;
+}
+
+void
+dgram_forget_secondary(Compare *e, Held *h)
+{
+    held_list_remove(&h->flow->s_chain, h, LINK_CHAIN);
+    h->flags &= (uint16_t)~HELD_IN_CHAIN;
+    engine_forget(e, h);
 }
 
 DiffSpot

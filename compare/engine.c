@@ -588,7 +588,9 @@ submit_parsed(Compare *e, CompareSide side, const CompareFrame *in, const Frame 
     h.side = (uint8_t)side;
     engine_describe(e, &h, frame);
 
-    if (in->epoch == e->epoch) {
+    if (in->epoch == e->epoch && e->overflow) {
+        r = -ENOBUFS; /* reported; it must not overtake those that had no room */
+    } else if (in->epoch == e->epoch) {
         r = take_current(e, &h, frame, hash);
         if (!r && !(h.flags & HELD_DONE) && !engine_store(e, &h)) {
             unlink_from_flow(&h);
@@ -685,6 +687,17 @@ report_timeout(Compare *e, const Held *h)
     forget_secondary(e, f);
 }
 
+/* True: @h was an announcement, and is no more. */
+static bool
+ignore_announcement(Compare *e, Held *h)
+{
+    if (!e->config.ignore_announcements || h->side == COMPARE_PRIMARY || !dgram_is_announcement(h))
+        return false;
+    e->stats.announcements++;
+    dgram_forget_secondary(e, h);
+    return true;
+}
+
 static bool
 is_covered(const Held *h)
 {
@@ -718,7 +731,8 @@ compare_tick(Compare *e, int64_t now_ns)
         e->age_check = h->link[LINK_AGE].next;
         if (h->frag_set)
             fragment_timeout(e, h);
-        else if (h->flow && !(h->flow->flags & FLOW_DIVERGED) && !is_covered(h))
+        else if (h->flow && !(h->flow->flags & FLOW_DIVERGED) && !is_covered(h) &&
+                 !ignore_announcement(e, h))
             report_timeout(e, h);
     }
     flow_table_expire(e->flows, e->now_s, (uint32_t)(e->config.flow_idle_ns / NS_PER_S),
@@ -777,7 +791,7 @@ take_again(Compare *e, Held *h)
 {
     Frame frame;
 
-    if (h->epoch > e->epoch) {
+    if (h->epoch > e->epoch || (h->epoch == e->epoch && e->overflow)) {
         held_list_append(&e->future, h, LINK_AGE);
         return;
     }
@@ -787,7 +801,9 @@ take_again(Compare *e, Held *h)
     if (h->epoch < e->epoch) {
         take_stale(e, h, &frame);
     } else if (take_current(e, h, &frame, flow_key_hash(e->flows, &frame.key)) < 0) {
-        /* A bound was met and reported. It is covered by the checkpoint that follows. */
+        /* A bound was met and reported. It is covered by the checkpoint that follows, and so is
+         * all that comes after it. */
+        e->overflow = true;
         engine_unage(e, h);
         held_list_append(&e->future, h, LINK_AGE);
     }
@@ -813,7 +829,7 @@ compare_commit(Compare *e, uint64_t epoch, int64_t now_ns)
     advance(e, now_ns);
     release_all(e);
     e->epoch = epoch;
-    e->checkpointing = e->memory_reported = e->flows_reported = false;
+    e->checkpointing = e->memory_reported = e->flows_reported = e->overflow = false;
     e->stats.checkpoints++;
     e->future = (HeldList){0};
     for (Held *h = list.head; h; h = following) {
@@ -840,7 +856,7 @@ compare_flush(Compare *e, int64_t now_ns)
         else
             engine_forget(e, h);
     }
-    e->checkpointing = e->memory_reported = e->flows_reported = false;
+    e->checkpointing = e->memory_reported = e->flows_reported = e->overflow = false;
 }
 
 uint64_t

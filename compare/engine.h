@@ -50,6 +50,7 @@ struct Compare {
     bool checkpointing;
     bool memory_reported; /* in this epoch */
     bool flows_reported;
+    bool overflow;    /* frames of this epoch wait in `future`: there was no room at its commit */
     uint8_t *scratch; /* FRAME_MAX_BYTES: a frame whose ack is lowered on its way through */
     CompareStats stats;
 };
@@ -122,6 +123,10 @@ DiffSpot tcp_stuck_at(const Flow *f);
 void dgram_process(Compare *e, Flow *f, Held *h);
 /** Takes @h out of the datagram index if it is there. */
 void dgram_unindex(Compare *e, Held *h);
+/** True if @h, of a class without a stream, tells neighbours where the guest is. */
+bool dgram_is_announcement(const Held *h);
+/** Forgets a frame of the secondary that nothing of the primary matched. */
+void dgram_forget_secondary(Compare *e, Held *h);
 /** Where the payloads of @p and @s (either may be NULL) first differ. */
 DiffSpot dgram_first_difference(const Held *p, const Held *s);
 

@@ -14,11 +14,17 @@
  * of the other (the one that is ahead waits, the other catches up); or while the engine refused its
  * next frame, until a checkpoint or the other side made room. The peer's send then blocks.
  *
+ * Who is blocked may be needed: QEMU's main loop writes the primary's packets, reads the output and
+ * makes checkpoints, and does one at a time. So back-pressure alone must not stop it for good. An
+ * output queue that does not move for OUT_PATIENCE_NS grows up to the memory bound; once a
+ * checkpoint was asked for, both sides are read up to the bound; and there the secondary's packets
+ * are forgotten, as the commit would do.
+ *
  * Checkpoints are asked for on the notify socket, in the protocol of QEMU's notify_dev:
  * DO_CHECKPOINT goes out on the first divergence, and again each second while no answer comes.
- * COLO_CHECKPOINT means that the secondary's state is loaded: what is in the sockets by then is of
- * the old epoch and is read first, then the engines commit. Without a notify socket nobody makes
- * checkpoints, and what diverged is held.
+ * COLO_CHECKPOINT means that both VMs stand and the state is handed over: the engines commit, and
+ * what is in the sockets by then is of the old epoch, so it passes or is forgotten. Without a
+ * notify socket nobody makes checkpoints, and what diverged is held.
  */
 #include "front.h"
 
@@ -38,8 +44,10 @@
 #include "outqueue.h"
 #include "port.h"
 #include "shard.h"
+#include "stats-json.h"
 
 #define NOTIFY_AGAIN_NS NS_PER_S
+#define OUT_PATIENCE_NS (20 * NS_PER_MS)
 
 enum {
     INPUT_BUFFER_BYTES = 512 * 1024,
@@ -67,6 +75,8 @@ struct Front {
     HashKey shard_key;
     bool refused[2]; /* the engine had no room for the side's next frame */
     bool out_blocked;
+    int64_t now_ns;       /* of this round of the loop */
+    int64_t out_moved_ns; /* when the output queue last was short, or became shorter */
     bool stop;
     bool report_wanted;
     uint64_t divergences_seen;
@@ -143,7 +153,8 @@ start_shards(Front *f, GError **error)
     f->out = outqueue_new(f->config.vnet_hdr);
     f->shards = g_new0(Shard *, wanted);
     for (; f->n_shards < wanted; f->n_shards++) {
-        int r = shard_new(&config, f->out, wanted > 1 ? f->wake_fd : -1, &f->shards[f->n_shards]);
+        int r = shard_new(&config, f->out, wanted > 1 ? f->wake_fd : -1, f->config.notify != NULL,
+                          &f->shards[f->n_shards]);
 
         if (r < 0)
             return fail_errno(-r, "engine", error);
@@ -282,10 +293,11 @@ epoch_here(const Front *f)
     return shard_epoch(f->shards[0]);
 }
 
+/* @epoch: of the packets; with threads it is always that of the shards. */
 static void
-work_off(Front *f, int port, int64_t now_ns)
+work_off(Front *f, int port, uint64_t epoch, int64_t now_ns)
 {
-    bool good = f->n_shards == 1 ? run_here(f, port, epoch_here(f), now_ns) : distribute(f, port);
+    bool good = f->n_shards == 1 ? run_here(f, port, epoch, now_ns) : distribute(f, port);
 
     if (!good)
         framing_error(f, port);
@@ -293,34 +305,44 @@ work_off(Front *f, int port, int64_t now_ns)
 
 /* Reads the port until nothing is there or @max_reads. */
 static void
-read_port(Front *f, int port, int max_reads, int64_t now_ns)
+read_port(Front *f, int port, int max_reads, uint64_t epoch, int64_t now_ns)
 {
     Port *p = f->ports[port];
 
-    while (max_reads-- > 0 && port_fd(p) >= 0) {
+    if (f->refused[port])
+        work_off(f, port, epoch, now_ns); /* or a hang-up would take it along */
+    while (max_reads-- > 0 && port_fd(p) >= 0 && !f->refused[port]) {
         if (port_read(p) <= 0)
             return;
-        work_off(f, port, now_ns);
-        if (f->refused[port])
-            return;
+        work_off(f, port, epoch, now_ns);
     }
+}
+
+static bool
+output_full(const Front *f)
+{
+    size_t bytes = outqueue_bytes(f->out);
+
+    return bytes > f->config.engine.memory_max_bytes ||
+           (bytes > OUT_LIMIT_BYTES && f->now_ns - f->out_moved_ns < OUT_PATIENCE_NS);
 }
 
 /* The other side may read; this one is ahead or the output is behind. */
 static bool
 paused(const Front *f, int side)
 {
-    size_t held_max = f->config.engine.memory_max_bytes / 2;
+    size_t memory = f->config.engine.memory_max_bytes;
+    size_t backlog_max = f->checkpoint_wanted ? memory : BACKLOG_LIMIT_BYTES;
 
-    if (outqueue_bytes(f->out) > OUT_LIMIT_BYTES || f->refused[side])
+    if (output_full(f) || f->refused[side])
         return true;
     for (int i = 0; i < f->n_shards; i++) {
         size_t bytes[2];
         size_t held = shard_held(f->shards[i], bytes);
 
-        if (shard_backlog_bytes(f->shards[i]) > BACKLOG_LIMIT_BYTES)
+        if (shard_backlog_bytes(f->shards[i]) > backlog_max)
             return true;
-        if (held > held_max && bytes[side] >= bytes[!side])
+        if (held > memory / 2 && bytes[side] >= bytes[!side] && !f->checkpoint_wanted)
             return true;
     }
     return false;
@@ -347,11 +369,17 @@ static void
 write_out(Front *f)
 {
     Port *p = f->ports[PORT_OUT];
+    size_t before = outqueue_bytes(f->out);
 
     f->out_blocked = false;
+    if (before <= OUT_LIMIT_BYTES)
+        f->out_moved_ns = f->now_ns;
     if (port_fd(p) < 0)
         return;
     int r = outqueue_write(f->out, port_fd(p));
+
+    if (outqueue_bytes(f->out) < before)
+        f->out_moved_ns = f->now_ns;
 
     f->out_blocked = r == -EAGAIN;
     if (r < 0 && r != -EAGAIN) {
@@ -401,10 +429,16 @@ notify_if_wanted(Front *f, int64_t now_ns)
 static void
 checkpoint(Front *f, int64_t now_ns)
 {
-    /* What the peers sent before this message is of the old epoch. */
-    read_port(f, PORT_SECONDARY, DRAIN_READS, now_ns);
-    read_port(f, PORT_PRIMARY, DRAIN_READS, now_ns);
-    for (int i = 0; i < f->n_shards; i++)
+    uint64_t old = epoch_here(f);
+
+    /* What the peers sent before this message is of the old epoch. An engine in this thread commits
+     * first, so that nothing is refused: the rest are late frames. Threads get it before the commit
+     * and find by its epoch that it is late. */
+    if (f->n_shards == 1)
+        shard_commit(f->shards[0], now_ns);
+    read_port(f, PORT_PRIMARY, DRAIN_READS, old, now_ns);
+    read_port(f, PORT_SECONDARY, DRAIN_READS, old, now_ns);
+    for (int i = 0; i < f->n_shards && f->n_shards > 1; i++)
         shard_commit(f->shards[i], now_ns);
     f->refused[0] = f->refused[1] = false;
     f->checkpoint_wanted = false;
@@ -434,14 +468,24 @@ notify_next(const Front *f, const uint8_t *data, size_t len, FramingPacket *ret_
 }
 
 static void
-read_notify(Front *f, int64_t now_ns)
+obey(Front *f, const FramingPacket *packet, int64_t now_ns)
+{
+    if (text_is(packet, "COLO_USERSPACE_PROXY_INIT"))
+        notify_send(f, "COLO_COMPARE_GET_XEN_INIT");
+    else if (text_is(packet, "COLO_CHECKPOINT"))
+        checkpoint(f, now_ns);
+    else
+        g_printerr("colo-compare: notify: unknown instruction of %u bytes ignored\n", packet->len);
+}
+
+/* Serves the messages in the buffer. False: the stream is broken. */
+static bool
+serve_notify(Front *f, int64_t now_ns)
 {
     Port *p = f->ports[PORT_NOTIFY];
     FramingPacket packet;
     int64_t n = 0;
 
-    if (port_read(p) <= 0 && port_fd(p) < 0)
-        return;
     while (port_fd(p) >= 0) {
         size_t len;
         const uint8_t *data = port_data(p, &len);
@@ -450,15 +494,21 @@ read_notify(Front *f, int64_t now_ns)
         if (n <= 0)
             break;
         port_consume(p, (size_t)n);
-        if (text_is(&packet, "COLO_USERSPACE_PROXY_INIT"))
-            notify_send(f, "COLO_COMPARE_GET_XEN_INIT");
-        else if (text_is(&packet, "COLO_CHECKPOINT"))
-            checkpoint(f, now_ns);
-        else
-            g_printerr("colo-compare: notify: unknown instruction of %u bytes ignored\n",
-                       packet.len);
+        obey(f, &packet, now_ns);
     }
-    if (n < 0 || (n == 0 && port_fd(p) >= 0 && port_read(p) == -ENOBUFS))
+    return n >= 0;
+}
+
+/* Until nothing is there: what is in the buffer does not wake poll(). */
+static void
+read_notify(Front *f, int64_t now_ns)
+{
+    Port *p = f->ports[PORT_NOTIFY];
+    int64_t n;
+
+    while ((n = port_read(p)) > 0 && serve_notify(f, now_ns) && port_fd(p) >= 0)
+        continue;
+    if (port_fd(p) >= 0 && n != -EAGAIN) /* broken, or longer than the buffer */
         framing_error(f, PORT_NOTIFY);
 }
 
@@ -502,6 +552,8 @@ poll_timeout_ms(const Front *f, int64_t now_ns)
         until_ns = shard_next_deadline_ns(f->shards[0]);
     if (f->checkpoint_wanted && f->notify_next_ns < until_ns)
         until_ns = f->notify_next_ns;
+    if (outqueue_bytes(f->out) > OUT_LIMIT_BYTES && now_ns - f->out_moved_ns < OUT_PATIENCE_NS)
+        until_ns = MIN(until_ns, f->out_moved_ns + OUT_PATIENCE_NS);
     if (until_ns <= now_ns)
         return 0;
     return (int)((until_ns - now_ns + NS_PER_MS - 1) / NS_PER_MS);
@@ -527,19 +579,27 @@ prepare_poll(const Front *f, struct pollfd *fds)
         struct pollfd *two = fds + 2 + 2 * i;
         short events = f->ports[i] ? events_of(f, i) : 0;
 
+        /* A new peer waits until what the old one sent is worked off. */
+        bool accepts = f->ports[i] && (events || port_fd(f->ports[i]) < 0);
+
         two[0] =
-            (struct pollfd){.fd = f->ports[i] ? port_listen_fd(f->ports[i]) : -1, .events = POLLIN};
+            (struct pollfd){.fd = accepts ? port_listen_fd(f->ports[i]) : -1, .events = POLLIN};
         /* A paused side is not polled at all: its hang-up comes after its data. */
         two[1] = (struct pollfd){.fd = events ? port_fd(f->ports[i]) : -1, .events = events};
     }
 }
 
 static void
-accept_peers(Front *f, const struct pollfd *fds)
+accept_peers(Front *f, const struct pollfd *fds, int64_t now_ns)
 {
     for (int i = 0; i < N_PORTS; i++) {
         if (!fds[2 + 2 * i].revents || !f->ports[i])
             continue;
+        if (i <= PORT_SECONDARY && port_fd(f->ports[i]) >= 0) {
+            read_port(f, i, DRAIN_READS, epoch_here(f), now_ns);
+            if (f->refused[i])
+                continue;
+        }
         if (i == PORT_OUT)
             outqueue_rewind(f->out);
         if (port_accept(f->ports[i]) && i == PORT_NOTIFY)
@@ -558,9 +618,9 @@ handle_ports(Front *f, const struct pollfd *fds, int64_t now_ns)
         if (ready[side] && ready[!side] && runs_ahead(f, side))
             continue;
         if (ready[side])
-            read_port(f, side, 1, now_ns);
+            read_port(f, side, 1, epoch_here(f), now_ns);
         else if (!f->refused[side] && !paused(f, side))
-            work_off(f, side, now_ns); /* what was left in the buffer */
+            work_off(f, side, epoch_here(f), now_ns); /* what was left in the buffer */
     }
     if (f->n_shards == 1)
         shard_tick(f->shards[0], now_ns);
@@ -587,7 +647,8 @@ front_run(Front *f, void (*on_report)(Front *front, void *opaque), void *opaque,
             read_signals(f);
         if (fds[1].revents && read(f->wake_fd, &wakes, sizeof(wakes)) < 0 && errno != EAGAIN)
             return fail_errno(errno, "eventfd", error);
-        accept_peers(f, fds);
+        f->now_ns = now_ns;
+        accept_peers(f, fds, now_ns);
         handle_ports(f, fds, now_ns);
         notify_if_wanted(f, now_ns);
         if (f->report_wanted)
@@ -606,27 +667,12 @@ add_int(struct json_object *o, const char *key, uint64_t value)
 }
 
 static struct json_object *
-report_rules(const CompareStats *stats)
-{
-    struct json_object *rules = json_object_new_object();
-
-    for (int i = 0; i < COMPARE_N_RULES; i++)
-        add_int(rules, compare_rule_name((CompareRule)i), stats->divergences[i]);
-    return rules;
-}
-
-static struct json_object *
 report_side(const Front *f, const CompareStats *stats, int side)
 {
-    struct json_object *o = json_object_new_object();
+    struct json_object *o = stats_side_json(stats, (CompareSide)side);
 
     json_object_object_add(o, "connected", json_object_new_boolean(port_fd(f->ports[side]) >= 0));
     add_int(o, "packets", f->n_packets[side]);
-    add_int(o, "bytes", stats->bytes[side]);
-    add_int(o, "held", stats->held_frames[side]);
-    add_int(o, "stale", stats->stale[side]);
-    for (int c = 0; c < FRAME_N_CLASSES; c++)
-        add_int(o, frame_class_name((FrameClass)c), stats->classes[side][c]);
     return o;
 }
 
@@ -636,28 +682,17 @@ front_report(Front *f)
     struct json_object *o = json_object_new_object();
     struct json_object *recent = json_object_new_array();
     CompareStats stats = {0};
+    uint64_t n_forgotten = 0;
 
     for (int i = 0; i < f->n_shards; i++)
-        shard_report(f->shards[i], &stats, recent);
+        shard_report(f->shards[i], &stats, &n_forgotten, recent);
     json_object_object_add(o, "primary", report_side(f, &stats, PORT_PRIMARY));
     json_object_object_add(o, "secondary", report_side(f, &stats, PORT_SECONDARY));
-    add_int(o, "released_matched", stats.released[COMPARE_RELEASED_MATCHED]);
-    add_int(o, "released_ack_lowered", stats.released[COMPARE_RELEASED_ACK_LOWERED]);
-    add_int(o, "released_by_policy", stats.released[COMPARE_RELEASED_PASSED]);
-    add_int(o, "released_by_checkpoint", stats.released[COMPARE_RELEASED_COMMITTED]);
-    json_object_object_add(o, "divergences", report_rules(&stats));
-    add_int(o, "checkpoints", stats.checkpoints);
+    stats_add_json(&stats, o);
+    add_int(o, "secondary_forgotten", n_forgotten);
     add_int(o, "notified", f->n_notified);
     add_int(o, "framing_errors", f->n_framing_errors);
     add_int(o, "out_queue_bytes", outqueue_bytes(f->out));
-    add_int(o, "flows", stats.flows);
-    add_int(o, "flows_created", stats.flows_created);
-    add_int(o, "flows_expired", stats.flows_expired);
-    add_int(o, "flows_evicted", stats.flows_evicted);
-    add_int(o, "held_bytes", stats.held_bytes);
-    add_int(o, "held_bytes_max", stats.held_bytes_max);
-    add_int(o, "hold_ns_total", stats.hold_ns_total);
-    add_int(o, "hold_ns_max", (uint64_t)stats.hold_ns_max);
     add_int(o, "shards", (uint64_t)f->n_shards);
     json_object_object_add(o, "recent_divergences", recent);
     return o;

@@ -31,6 +31,7 @@ enum {
     BATCH_FRAMES = 64,
     MAX_SPARE_BATCHES = 64,
     PACKET_ALIGN = 8,
+    WAKE_BACKLOG_BYTES = 256 * 1024, /* above, the main thread may be waiting for it to shrink */
 };
 
 typedef struct PackedHeader {
@@ -53,6 +54,8 @@ struct Shard {
     OutQueue *out;
     OutChunk *chunk; /* of whoever runs the engine */
     int wake_fd;
+    bool forgets; /* the secondary's frames for which there is no room */
+    uint64_t n_forgotten;
     uint64_t divergences_told; /* to the main thread */
     uint64_t epoch;            /* of the main thread */
 
@@ -125,7 +128,15 @@ size_t
 shard_run(Shard *s, CompareSide side, const CompareFrame *frames, size_t n, int64_t now_ns,
           int *ret_error)
 {
-    return compare_submit_batch(s->compare, side, frames, n, now_ns, ret_error);
+    size_t done = 0;
+
+    for (;;) {
+        done += compare_submit_batch(s->compare, side, frames + done, n - done, now_ns, ret_error);
+        if (done == n || !s->forgets || side != COMPARE_SECONDARY || *ret_error != -ENOBUFS)
+            return done;
+        done++; /* the checkpoint that was asked for would forget it, too */
+        s->n_forgotten++;
+    }
 }
 
 void
@@ -187,7 +198,10 @@ run_batch(Shard *s, Batch *b)
 static void
 recycle(Shard *s, Batch *b)
 {
-    atomic_fetch_sub(&s->backlog_bytes, b->len);
+    uint64_t one = 1;
+
+    if (atomic_fetch_sub(&s->backlog_bytes, b->len) > WAKE_BACKLOG_BYTES)
+        (void)!write(s->wake_fd, &one, sizeof(one)); /* as in finish() */
     if (s->n_spare == MAX_SPARE_BATCHES) {
         free(b);
         return;
@@ -297,7 +311,7 @@ start_thread(Shard *s)
 }
 
 int
-shard_new(const CompareConfig *config, OutQueue *out, int wake_fd, Shard **ret_shard)
+shard_new(const CompareConfig *config, OutQueue *out, int wake_fd, bool forgets, Shard **ret_shard)
 {
     static const CompareOps ops = {on_release, on_divergence};
     Shard *s = calloc(1, sizeof(*s));
@@ -307,6 +321,7 @@ shard_new(const CompareConfig *config, OutQueue *out, int wake_fd, Shard **ret_s
         return -ENOMEM;
     s->out = out;
     s->wake_fd = wake_fd;
+    s->forgets = forgets;
     (void)pthread_mutex_init(&s->queue_lock, NULL);
     (void)pthread_mutex_init(&s->engine_lock, NULL);
     s->ring = divergence_ring_new(SHARD_RING_RECORDS);
@@ -484,6 +499,7 @@ add_stats(CompareStats *sum, const CompareStats *stats)
     for (int i = 0; i < COMPARE_N_RULES; i++)
         sum->divergences[i] += stats->divergences[i];
     sum->refused += stats->refused;
+    sum->announcements += stats->announcements;
     sum->checkpoints = stats->checkpoints; /* the same in each */
     sum->flows_created += stats->flows_created;
     sum->flows_expired += stats->flows_expired;
@@ -497,9 +513,10 @@ add_stats(CompareStats *sum, const CompareStats *stats)
 }
 
 void
-shard_report(Shard *s, CompareStats *sum, struct json_object *list)
+shard_report(Shard *s, CompareStats *sum, uint64_t *n_forgotten, struct json_object *list)
 {
     (void)pthread_mutex_lock(&s->engine_lock);
+    *n_forgotten += s->n_forgotten;
     add_stats(sum, compare_stats(s->compare));
     for (uint32_t i = 0; i < divergence_ring_count(s->ring); i++)
         json_object_array_add(list, divergence_to_json(&divergence_ring_get(s->ring, i)->d));

@@ -20,9 +20,12 @@ enum { SHARD_RING_RECORDS = 64 };
  *
  * @wake_fd: an eventfd to write to when something was released or diverged; the shard then runs in
  * a thread of its own. -1: it runs in shard_run().
+ * @forgets: somebody makes the checkpoint that is asked for when memory is full, so the secondary's
+ * frames for which there is no room are forgotten at once instead of being refused.
  * Return: 0 or a negative errno.
  */
-int shard_new(const CompareConfig *config, OutQueue *out, int wake_fd, Shard **ret_shard);
+int shard_new(const CompareConfig *config, OutQueue *out, int wake_fd, bool forgets,
+              Shard **ret_shard);
 void shard_free(Shard *shard);
 
 /** Without a thread: runs the engine. As compare_submit_batch(). */
@@ -49,5 +52,5 @@ uint64_t shard_epoch(const Shard *shard);
 size_t shard_held(const Shard *shard, size_t ret_bytes[static 2]);
 /** Divergences so far. */
 uint64_t shard_divergences(const Shard *shard);
-/** Adds this shard's counters to @sum and its divergences to the array @list. */
-void shard_report(Shard *shard, CompareStats *sum, struct json_object *list);
+/** Adds this shard's counters to @sum and @n_forgotten and its divergences to the array @list. */
+void shard_report(Shard *shard, CompareStats *sum, uint64_t *n_forgotten, struct json_object *list);

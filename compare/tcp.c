@@ -554,6 +554,13 @@ process_primary(Compare *e, Flow *f, Held *h)
     h->flags |= HELD_IN_FIFO;
 }
 
+/* A rewriter that has learned the offset by now translates a repeated SYN too. */
+static bool
+repeats_secondary_syn(const Compare *e, const Flow *f, const Held *h)
+{
+    return h->seq == f->s_isn || (e->config.isn == COMPARE_ISN_REWRITTEN && h->seq == f->p_isn);
+}
+
 /* Brings a SYN of the secondary into the primary's numbers. False: it was put off or diverged. */
 static bool
 secondary_syn(Compare *e, Flow *f, Held *h)
@@ -566,7 +573,7 @@ secondary_syn(Compare *e, Flow *f, Held *h)
         f->s_isn = h->seq;
         f->s_delta = e->config.isn == COMPARE_ISN_LEARN ? f->p_isn - f->s_isn : 0;
         f->flags |= FLOW_HAS_S_SYN;
-    } else if (!(f->flags & FLOW_HAS_S_SYN) || h->seq != f->s_isn) {
+    } else if (!(f->flags & FLOW_HAS_S_SYN) || !repeats_secondary_syn(e, f, h)) {
         backlog_add(e, f, h);
         return false;
     }

@@ -87,8 +87,9 @@ wire_encode(uint8_t *out, const WireFrame *in)
     out[25] = (uint8_t)in->kind;
     be16_store(out + 26, 0);
     vnet_encode(out + WIRE_OVERHEAD_BYTES, in->frame);
-    memcpy(out + WIRE_OVERHEAD_BYTES + WIRE_VNET_BYTES, in->frame + WIRE_VNET_BYTES,
-           in->len - WIRE_VNET_BYTES);
+    if (in->frame != out + WIRE_OVERHEAD_BYTES)
+        memcpy(out + WIRE_OVERHEAD_BYTES + WIRE_VNET_BYTES, in->frame + WIRE_VNET_BYTES,
+               in->len - WIRE_VNET_BYTES);
     return WIRE_OVERHEAD_BYTES + in->len;
 }
 

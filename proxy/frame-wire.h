@@ -48,7 +48,8 @@ typedef enum WireResult {
 /** Static text for all but WIRE_OK and WIRE_SHORT. */
 const char *wire_result_text(WireResult result);
 
-/** Writes the message into @out, which has WIRE_OVERHEAD_BYTES + in->len bytes; returns that. */
+/** Writes the message into @out, which has WIRE_OVERHEAD_BYTES + in->len bytes; returns that.
+ * The frame may lie in its place already, at @out + WIRE_OVERHEAD_BYTES. */
 size_t wire_encode(uint8_t *out, const WireFrame *in);
 
 /** Decodes the message at the beginning of @bytes, which nobody has checked.

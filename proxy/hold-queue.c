@@ -239,6 +239,20 @@ hold_queue_peek_many(const HoldQueue *queue, HeldFrame *ret_frames, unsigned max
     return n;
 }
 
+void
+hold_queue_foreach(const HoldQueue *queue, void (*func)(const HeldFrame *frame, gpointer data),
+                   gpointer data)
+{
+    size_t position = queue->head;
+
+    for (guint64 i = queue->head_sequence; i < queue->tail_sequence; i++) {
+        HeldFrame frame = frame_at(queue, position);
+
+        func(&frame, data);
+        position = (position + entry_bytes(entry_at(queue, position))) % queue->ring_bytes;
+    }
+}
+
 bool
 hold_queue_peek_oldest(const HoldQueue *queue, HeldFrame *ret_frame)
 {

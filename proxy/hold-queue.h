@@ -75,6 +75,10 @@ void hold_queue_pop(HoldQueue *queue);
 /** The same for the first @max; returns how many. */
 unsigned hold_queue_peek_many(const HoldQueue *queue, HeldFrame *ret_frames, unsigned max);
 
+/** Calls @func with each frame, oldest first; it may change the bytes. */
+void hold_queue_foreach(const HoldQueue *queue, void (*func)(const HeldFrame *frame, gpointer data),
+                        gpointer data);
+
 /** The oldest frame, released or held; hold_queue_drop_oldest() must only be called if there is
  * one. */
 bool hold_queue_peek_oldest(const HoldQueue *queue, HeldFrame *ret_frame);

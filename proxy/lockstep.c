@@ -17,27 +17,34 @@ int
 lockstep_init(Lockstep *lockstep, const ProxyConfig *config)
 {
     uint64_t random[4];
+    RewriterConfig rewriter = {.connections_max = config->rewriter_connections_max};
 
-    lockstep->compare = config->compare;
-    lockstep->compare.memory_max_bytes = config->hold_max_bytes;
-    lockstep->rewriter.connections_max = config->rewriter_connections_max
-                                             ? config->rewriter_connections_max
-                                             : (uint32_t)REWRITER_CONNECTIONS_DEFAULT;
     if (getrandom(random, sizeof(random), 0) != sizeof(random))
         return -EIO;
+    if (rewriter.connections_max == 0)
+        rewriter.connections_max = REWRITER_CONNECTIONS_DEFAULT;
+    lockstep->compare = config->compare;
+    lockstep->compare.memory_max_bytes = config->hold_max_bytes;
     for (unsigned i = 0; i < 2; i++) {
         lockstep->compare.hash_key[i] = random[i];
-        lockstep->rewriter.hash_key[i] = random[2 + i];
+        rewriter.hash_key[i] = random[2 + i];
     }
     pthread_mutex_init(&lockstep->book.lock, NULL);
     lockstep->book.ring = divergence_ring_new(LOCKSTEP_RECORDS);
-    return lockstep->book.ring ? peer_stream_init(&lockstep->peer) : -ENOMEM;
+    if (!lockstep->book.ring)
+        return -ENOMEM;
+
+    int r = rewriter_new(&rewriter, &lockstep->rewriter);
+
+    return r < 0 ? r : peer_stream_init(&lockstep->peer);
 }
 
 void
 lockstep_clear(Lockstep *lockstep)
 {
     peer_stream_clear(&lockstep->peer);
+    rewriter_free(lockstep->rewriter);
+    lockstep->rewriter = NULL;
     divergence_ring_free(lockstep->book.ring);
     lockstep->book.ring = NULL;
     pthread_mutex_destroy(&lockstep->book.lock);
@@ -50,16 +57,13 @@ nic_lockstep_init(Nic *nic, Lockstep *lockstep)
     nic->ls.stage = hold_queue_new(LOCKSTEP_STAGE_BYTES);
     if (nic->ls.stage)
         nic->ls.inbox = hold_queue_new(LOCKSTEP_INBOX_BYTES);
-    if (!nic->ls.inbox)
-        return -errno;
-    return rewriter_new(&lockstep->rewriter, &nic->ls.rewriter);
+    return nic->ls.inbox ? 0 : -errno;
 }
 
 void
 nic_lockstep_clear(Nic *nic)
 {
     compare_free(nic->ls.engine);
-    rewriter_free(nic->ls.rewriter);
     hold_queue_free(nic->ls.stage);
     hold_queue_free(nic->ls.inbox);
     nic->ls = (NicLockstep){0};
@@ -167,4 +171,16 @@ lockstep_dispatch(Lockstep *lockstep, Nic *nics, unsigned n_nics, int64_t now_ns
         done += taken;
     }
     return true;
+}
+
+void
+lockstep_publish(Lockstep *lockstep)
+{
+    if (!lockstep->rewriter)
+        return;
+
+    const RewriterStats *stats = rewriter_stats(lockstep->rewriter);
+
+    counter_set(&lockstep->connections, stats->connections);
+    counter_set(&lockstep->untracked, stats->untracked_full + stats->untracked_ambiguous);
 }

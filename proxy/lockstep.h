@@ -30,17 +30,16 @@ typedef struct Lockstep {
     bool losing; /* any of them */
     DivergenceBook book;
     CompareConfig compare;
-    RewriterConfig rewriter;
-    Counter ignored, test_lost;
+    Rewriter *rewriter; /* one for all NICs: a connection may come in by one and leave by another */
+    bool rewriting;     /* this VM took over: the rewriter sits between it and the LAN */
+    Counter ignored, test_lost, connections, untracked;
 } Lockstep;
 
 /* Of a NIC. */
 typedef struct NicLockstep {
     Compare *engine;      /* COMPARE only */
-    Rewriter *rewriter;   /* knows connections in SHADOW, and from the takeover on */
     HoldQueue *stage;     /* what the guest sent, not yet taken by the engine; stamp: arrival */
     HoldQueue *inbox;     /* ingress copies that the guest has not taken; stamp: epoch */
-    bool rewriting;       /* this VM took over: the rewriter sits between it and the LAN */
     bool mirrored;        /* the ingress frame under way has been copied to the peer */
     bool inbox_rewritten; /* the first of @inbox has been through the rewriter */
     bool held_before;     /* COMPARE came from HOLD: frames before it wait for a commit */
@@ -84,6 +83,9 @@ bool lockstep_loses(Lockstep *lockstep, ProxyLoss which);
  * could be taken now. */
 bool lockstep_dispatch(Lockstep *lockstep, Nic *nics, unsigned n_nics, int64_t now_ns);
 
+/** Publishes the rewriter's figures. */
+void lockstep_publish(Lockstep *lockstep);
+
 /* redirector.c: the primary. */
 
 /** The engine's callbacks; their opaque is the Nic. */
@@ -124,5 +126,6 @@ void shadow_pump(Nic *nic, int64_t now_ns);
 /** shadow_pump() could do something now. */
 bool shadow_has_due(const Nic *nic);
 void shadow_commit(Nic *nic);
+/** The rewriter knows already that this VM goes on alone. */
 void shadow_takeover(Nic *nic, int64_t now_ns);
 void shadow_drop(Nic *nic);

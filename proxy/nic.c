@@ -98,8 +98,8 @@ nic_enqueue(Nic *nic, const uint8_t *frame, size_t len, int64_t arrived_ns)
 {
     uint8_t *place = hold_queue_append(nic->queue, frame, len, arrived_ns);
 
-    if (nic->ls.rewriting)
-        rewriter_egress(nic->ls.rewriter, place, len, nic->batch_ns);
+    if (nic_is_rewritten(nic))
+        rewriter_egress(nic->lockstep->rewriter, place, len, nic->batch_ns);
 }
 
 static void
@@ -138,7 +138,7 @@ egress_room(const Nic *nic)
 
     if (nic->egress == PROXY_EGRESS_COMPARE)
         return redirector_wants(nic, COMPARE_PRIMARY) ? hold_queue_room(nic->ls.stage) : 0;
-    if (nic->egress == PROXY_EGRESS_SHADOW && peer_stream_is_usable(&nic->lockstep->peer))
+    if (nic->egress == PROXY_EGRESS_SHADOW && nic_has_peer(nic))
         return MIN(room, peer_stream_room(&nic->lockstep->peer));
     return room;
 }
@@ -214,8 +214,7 @@ nic_read(Nic *nic)
 static bool
 peer_is_full(const Nic *nic)
 {
-    return peer_stream_is_usable(&nic->lockstep->peer) &&
-           peer_stream_room(&nic->lockstep->peer) == 0;
+    return nic_has_peer(nic) && peer_stream_room(&nic->lockstep->peer) == 0;
 }
 
 void
@@ -321,9 +320,7 @@ discards_ingress(const Nic *nic)
 static bool
 can_mirror(const Nic *nic)
 {
-    return nic->egress != PROXY_EGRESS_COMPARE || nic->ls.mirrored ||
-           !peer_stream_is_usable(&nic->lockstep->peer) ||
-           peer_stream_room(&nic->lockstep->peer) > 0;
+    return nic->egress != PROXY_EGRESS_COMPARE || nic->ls.mirrored || !peer_is_full(nic);
 }
 
 bool
@@ -356,8 +353,8 @@ next_ingress(Nic *nic, int64_t now_ns)
         }
         nic->ingress_len = (size_t)n;
         nic->ls.mirrored = false;
-        if (nic->ls.rewriting)
-            rewriter_ingress(nic->ls.rewriter, nic->ingress, nic->ingress_len, now_ns);
+        if (nic_is_rewritten(nic))
+            rewriter_ingress(nic->lockstep->rewriter, nic->ingress, nic->ingress_len, now_ns);
     }
     return true;
 }

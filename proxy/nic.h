@@ -68,6 +68,20 @@ struct Nic {
     NicLockstep ls;
 };
 
+/** Frames can be sent to the peer, as far as peer_stream_room() allows. */
+static inline bool
+nic_has_peer(const Nic *nic)
+{
+    return nic->lockstep && peer_stream_is_usable(&nic->lockstep->peer);
+}
+
+/** This VM took over: the rewriter is between it and the LAN. */
+static inline bool
+nic_is_rewritten(const Nic *nic)
+{
+    return nic->lockstep && nic->lockstep->rewriting;
+}
+
 /** Reads what the guest sent, at most a slice, and treats it by the rule in force. */
 void nic_read(Nic *nic);
 /** Reads all that the guest has sent up to now (until the hold queue is full). */

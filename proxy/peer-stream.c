@@ -89,6 +89,12 @@ peer_stream_room(const PeerStream *stream)
     return (unsigned)(byte_ring_room(&stream->out) / WIRE_MESSAGE_MAX);
 }
 
+uint8_t *
+peer_stream_slot(const PeerStream *stream)
+{
+    return byte_ring_tail(&stream->out) + WIRE_OVERHEAD_BYTES;
+}
+
 void
 peer_stream_send(PeerStream *stream, WireKind kind, unsigned nic, uint64_t epoch, uint8_t *frame,
                  size_t len)

@@ -53,7 +53,10 @@ peer_stream_is_usable(const PeerStream *stream)
 /** How many messages of the largest size can be sent. */
 unsigned peer_stream_room(const PeerStream *stream);
 
-/** Queues a frame, numbered; there must be room. It leaves with peer_stream_flush(). */
+/** Where the next frame will lie, if there is room: it can be built there. */
+uint8_t *peer_stream_slot(const PeerStream *stream);
+/** Queues a frame (the slot, or anything else, which is copied), numbered; there must be room. It
+ * leaves with peer_stream_flush(). */
 void peer_stream_send(PeerStream *stream, WireKind kind, unsigned nic, uint64_t epoch,
                       uint8_t *frame, size_t len);
 /** Uses up a number without sending: the peer sees a gap. */

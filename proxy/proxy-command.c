@@ -72,8 +72,12 @@ begin_mode(Proxy *proxy, ProxyEgress egress)
 {
     Lockstep *lockstep = &proxy->lockstep;
 
-    if (proxy->egress == PROXY_EGRESS_SHADOW && egress == PROXY_EGRESS_OPEN)
+    if (proxy->egress == PROXY_EGRESS_SHADOW &&
+        (egress == PROXY_EGRESS_OPEN || is_pair_primary(egress))) {
         take_last_copies(proxy);
+        rewriter_takeover(lockstep->rewriter);
+        lockstep->rewriting = true;
+    }
     if (egress != proxy->egress && !(is_pair_primary(egress) && is_pair_primary(proxy->egress)) &&
         (is_pair_primary(egress) || egress == PROXY_EGRESS_SHADOW))
         lockstep->epoch = lockstep->next_epoch = 0;
@@ -304,6 +308,7 @@ run_commit(Proxy *proxy, guint64 epoch)
         return;
     for (unsigned i = 0; i < proxy->n_nics; i++)
         shadow_commit(&proxy->nics[i]);
+    rewriter_commit(lockstep->rewriter);
     lockstep->epoch = lockstep->next_epoch = epoch;
     lockstep->paused = false;
 }

@@ -170,5 +170,7 @@ proxy_add_lockstep_stats(Proxy *proxy, ProxyStats *stats)
     stats->peer_queue_bytes = counter_get(&lockstep->peer.queue_bytes);
     stats->peer_gaps = counter_get(&lockstep->peer.gaps);
     stats->peer_ignored = counter_get(&lockstep->ignored);
+    stats->rewriter_connections = counter_get(&lockstep->connections);
+    stats->rewriter_untracked = counter_get(&lockstep->untracked);
     stats->test_lost = counter_get(&lockstep->test_lost);
 }

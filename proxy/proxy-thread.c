@@ -386,6 +386,7 @@ proxy_thread_main(void *arg)
             redirector_publish(nic);
         }
         write_peer(proxy);
+        lockstep_publish(&proxy->lockstep);
         announce_if_due(proxy, now_ns);
         proxy_check_lease(proxy);
         proxy_check_quiesced(proxy, now_ns);

@@ -5,28 +5,43 @@
  * Theory of operation
  *
  * A NIC is a guest port (port-tap.c or port-stream.c: QEMU's end), a hold queue (hold-queue.c) and
- * a LAN tap (lan-tap.c: the bridge's end); nic.c moves frames between them.
+ * a LAN tap (lan-tap.c: the bridge's end); nic.c moves frames between them. In lock-stepping the
+ * frames channel to the peer's proxy (peer-stream.c) joins them, with a comparison engine and a
+ * stage on the primary (redirector.c), a rewriter and an inbox on the secondary (shadow.c):
+ * docs/lockstep.md.
  *
  * Threads. The control thread calls the functions of proxy.h. The proxy thread (proxy-thread.c)
- * runs one epoll loop over all NICs; it alone touches frames, hold queues and ports, and allocates
- * nothing. Between them are two lists of commands under one mutex, each with an eventfd: commands
- * go to the proxy thread, and the same nodes come back to be notified and freed. What happens by
- * itself (queue high, frames lost, port broken) is merged into one NicNews per NIC, so it takes
- * bounded memory however slow the control thread is. Statistics are relaxed atomics with one
- * writer; learned addresses have a mutex of their own.
+ * runs one epoll loop over all NICs and the peer's channel; it alone touches frames, queues, ports,
+ * engines and the channel, and allocates nothing: engines are made by the control thread and come
+ * back to it with their command. Between them are two lists of commands under one mutex, each with
+ * an eventfd: commands go to the proxy thread, and the same nodes come back to be notified and
+ * freed. What happens by itself (queue high, frames lost, port broken) is merged into one NicNews
+ * per NIC, so it takes bounded memory however slow the control thread is. Statistics are relaxed
+ * atomics with one writer; learned addresses and the records of divergences have mutexes of their
+ * own, which are taken when an address is new and when the guests differ, not for each frame. The
+ * lease is one atomic number.
  *
  * Command order. Commands are carried out one after the other in the order given, before any
  * further frame is looked at; each is done when its callback is queued. Egress changes and marks
  * drain the guest ports first: QEMU's write of a frame ends after the frame is in our socket, so
  * with the guest stopped a read until EAGAIN has seen all it ever sent. A full hold queue ends a
  * drain early: what is left in the socket then counts as sent after the mark, which releases it
- * later, never earlier.
+ * later, never earlier. The one command that takes time is the stopping of ingress in COMPARE: it
+ * is done when what was under way has got to the guests, after at most 1 ms, or when another
+ * command comes.
  *
  * Invariants.
  * - In HOLD, only frames before a mark whose release was asked for are written to the LAN, and only
  *   while that release's lease lasts (looked at before every slice of FLUSH_SLICE frames).
- * - Frames leave in the order in which they came; a LAN tap that takes none makes them wait.
- * - In DROP nothing is written to the LAN, announcements neither.
+ * - In COMPARE, only what the engine released is written to the LAN (matched, or covered by a
+ *   commit that was ordered), and only while the lease lasts, looked at before every slice. Without
+ *   a peer nothing matches.
+ * - In SHADOW a guest is given copies of its own epoch only, and none while it stands.
+ * - Every frame that is compared or mirrored carries the epoch of the state that it belongs to.
+ * - Frames that find no room stay where they come from; none is dropped without being counted.
+ * - Frames leave in the order in which they came (COMPARE: within their flow); a LAN tap that takes
+ *   none makes them wait.
+ * - In DROP, KEEP and SHADOW nothing is written to the LAN, announcements neither.
  * - A mark that is forgotten or never made releases too little, never too much.
  * - No loop of the thread is without bound, so proxy_free() waits for one turn at most.
  */

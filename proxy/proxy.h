@@ -56,7 +56,7 @@ typedef struct ProxyConfig {
      * following count only then. */
     bool lockstep;
     CompareConfig compare; /* from compare_config_init(); memory bound and hash key are ours */
-    guint32 rewriter_connections_max; /* per NIC; 0: REWRITER_CONNECTIONS_DEFAULT */
+    guint32 rewriter_connections_max; /* 0: REWRITER_CONNECTIONS_DEFAULT */
     bool test_hooks;                  /* proxy_test_lose() does something */
 } ProxyConfig;
 
@@ -141,6 +141,8 @@ typedef struct ProxyStats {
     guint64 peer_gaps;            /* numbers missing in what the peer sent */
     guint64 peer_ignored;         /* the peer's frames that the present mode has no use for */
     guint64 test_lost;            /* by proxy_test_lose() */
+    guint64 rewriter_connections; /* known to the rewriter now */
+    guint64 rewriter_untracked;   /* connections that it could not translate */
 } ProxyStats;
 
 typedef struct ProxyHandlers {

@@ -74,8 +74,8 @@ on_release(void *opaque, const CompareRelease *release)
     uint8_t *place = hold_queue_append(nic->queue, release->bytes, release->len,
                                        nic->batch_ns - release->held_ns);
 
-    if (nic->ls.rewriting)
-        rewriter_egress(nic->ls.rewriter, place, release->len, nic->batch_ns);
+    if (nic_is_rewritten(nic))
+        rewriter_egress(nic->lockstep->rewriter, place, release->len, nic->batch_ns);
     if (!nic->ls.held_before)
         hold_queue_release_all(nic->queue);
 }
@@ -296,7 +296,7 @@ redirector_mirror(Nic *nic)
 
     if (nic->egress != PROXY_EGRESS_COMPARE || nic->ls.mirrored)
         return true;
-    if (!peer_stream_is_usable(&lockstep->peer)) {
+    if (!nic_has_peer(nic)) {
         counter_add(&nic->ls.unmirrored, 1);
     } else if (peer_stream_room(&lockstep->peer) == 0) {
         return false;

@@ -12,7 +12,9 @@
  *   SYN_SENT  a SYN-ACK; an RST with ACK and sequence number 0 (connection refused; RFC 9293,
  *             3.5.2). Not a bare ACK or another RST: those are of the connection before on the same
  *             ports. PVM and SVM answer such an ACK with the same RST, and then the SYN is
- *             repeated.
+ *             repeated. After a takeover it may be the answer to SVM's SYN of a peer that has
+ *             PVM's: the RST clears that away too, so a SYN-ACK to the same number, which
+ *             crossed the RST, is not believed any more.
  *   SYN_RCVD  what begins at or shortly after the peer's SYN; a SYN-ACK with the peer's number
  *             (simultaneous open). Not an RST: its sequence number is all that matters.
  *
@@ -124,7 +126,7 @@ learn(RewriterConn *c, uint32_t ack, uint32_t tsecr)
     c->seq_off = ack - 1 - c->isn;
     if (!again)
         clear_flag(c, REWRITER_CONN_TS_OFF);
-    clear_flag(c, PENDING_FLAGS);
+    clear_flag(c, PENDING_FLAGS | REWRITER_CONN_REFUSED);
     learn_ts(c, tsecr);
     c->phase = REWRITER_LEARNED;
     return again ? 0 : REWRITER_DID_LEARN;
@@ -215,6 +217,10 @@ egress_rst(RewriterConn *c, const RewriterSegment *s)
             clear_flag(c, PENDING_FLAGS);
         return c->phase == REWRITER_SILENT && !(c->flags & PENDING_FLAGS) ? REWRITER_FORGET : 0;
     }
+    if (c->phase == REWRITER_SYN_SENT) {
+        set_flag(c, REWRITER_CONN_REFUSED);
+        c->refused_ack = s->seq;
+    }
     if (!rewriter_conn_is_known(c))
         return 0;
     set_flag(c, REWRITER_CONN_RESET);
@@ -298,6 +304,8 @@ ingress_syn_ack(RewriterConn *c, const RewriterSegment *s)
         clear_flag(c, REWRITER_CONN_RESET);
         /* fall through */
     case REWRITER_SYN_SENT:
+        if ((c->flags & REWRITER_CONN_REFUSED) && c->refused_ack == s->ack)
+            return 0;
         c->peer_isn = s->seq;
         return learn(c, s->ack, tsecr_of(s)) | REWRITER_TRANSLATE;
     case REWRITER_OPEN:

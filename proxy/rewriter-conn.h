@@ -53,6 +53,7 @@ enum {
     REWRITER_PEND_SYN = 1 << 6,     /* pend_isn is that of a SYN */
     REWRITER_PEND_SYN_ACK = 1 << 7, /* pend_isn, pend_ack and pend_tsecr are those of a SYN-ACK */
     REWRITER_PEND_ACK = 1 << 8,     /* with PEND_SYN: pend_ack, pend_tsecr are set */
+    REWRITER_CONN_REFUSED = 1 << 9, /* in SYN_SENT: SVM has reset what acknowledged refused_ack */
 };
 
 /* Zeroes are a connection of which nothing is known. Numbers count only where the phase or a flag
@@ -65,6 +66,7 @@ typedef struct RewriterConn {
     uint32_t seq_off;  /* PVM's minus SVM's */
     uint32_t ts_off;   /* the same */
     uint32_t tsval_last;
+    uint32_t refused_ack;
     uint32_t pend_isn;
     uint32_t pend_ack;
     uint32_t pend_tsecr; /* 0: none, as in the option */

@@ -41,7 +41,8 @@
  * A peer that acknowledges a number which PVM never sent is believed, as PVM's number cannot
  * be checked here: PVM answers it with an RST and SVM does not, with the same end.
  * TCP-MD5 and TCP-AO (options 19, 29) sign the numbers: such connections survive no takeover
- * unless they are older than the last checkpoint. Fragments are passed (counted): TCP does not
+ * unless they are older than the last checkpoint. ICMP errors from SVM quote what it was told, so
+ * they differ from PVM's in the quoted ack. Fragments are passed (counted): TCP does not
  * make them.
  *
  * Checksums are updated by what changed (RFC 1624, equation 3). With NEEDS_CSUM the field has the
@@ -241,6 +242,20 @@ translate(uint8_t *frame, const Frame *f, const RewriterConn *c, bool egress)
 
 /* --- from frames to steps --- */
 
+/* A tag with VLAN 0 is a priority only: one side of a conversation may have it, the other not. */
+static uint64_t
+without_priority_tags(uint64_t vlans)
+{
+    const uint64_t priority = 0x1000; /* as in frame.c */
+    uint64_t outer = vlans >> 16, inner = vlans & 0xffff;
+
+    if (inner == priority)
+        inner = 0;
+    if (outer == priority)
+        outer = 0;
+    return inner ? (outer << 16) | inner : outer;
+}
+
 /* The key of the other direction. */
 static FlowKey
 key_reversed(const FlowKey *key)
@@ -293,6 +308,8 @@ entry_for(Rewriter *r, const Frame *f, bool egress, int64_t now_ns)
 {
     const uint8_t syn_rst = FRAME_TCP_SYN | FRAME_TCP_RST;
     FlowKey key = egress ? f->key : key_reversed(&f->key);
+
+    key.w[5] = without_priority_tags(key.w[5]);
     uint32_t hash = rewriter_table_hash(r->table, &key);
     RewriterEntry *entry = rewriter_table_find(r->table, &key, hash);
 
@@ -346,6 +363,7 @@ handle_icmp(Rewriter *r, uint8_t *frame, const Frame *f)
 
     if (!rewriter_quote_parse(frame, f, &key, &seq_at))
         return;
+    key.w[5] = without_priority_tags(key.w[5]);
     const RewriterEntry *entry =
         rewriter_table_find(r->table, &key, rewriter_table_hash(r->table, &key));
 

@@ -10,7 +10,8 @@
  * sequence numbers and timestamps that the primary VM (PVM) chose; SVM has chosen others for each
  * connection that was opened since the last checkpoint. No I/O, no clock, no thread, no allocation
  * after rewriter_new(); the same calls give the same changes. Each object is used from one thread
- * at a time. Theory of operation: rewriter.c; the states of a connection: rewriter-conn.h.
+ * at a time. One for all NICs of a VM: a connection may come in by one and leave by another.
+ * Theory of operation: rewriter.c; the states of a connection: rewriter-conn.h.
  */
 typedef struct Rewriter Rewriter;
 
@@ -74,5 +75,5 @@ void rewriter_commit(Rewriter *rewriter);
  */
 void rewriter_takeover(Rewriter *rewriter);
 
-/** Valid until the next call. */
+/** Kept current; lives as long as @rewriter. */
 const RewriterStats *rewriter_stats(const Rewriter *rewriter);

@@ -3,18 +3,21 @@
  * shadow.c - lock-stepping on the secondary, one NIC: the guest's output to the peer, the peer's
  * ingress copies to the guest
  *
- * Out: each frame goes through the rewriter and is copied to the channel, tagged with the guest's
- * epoch. The newest are also kept: at a takeover they leave first, since the primary may have died
- * before it released them, and without them each TCP connection would wait for a retransmission.
- * A client that has them already gets them twice, which networks do. The bound is small because
- * more than a round trip's worth is of no use, and old because it has left long ago: at most
- * KEPT_BYTES, and not older than KEPT_AGE_NS before the peer was last heard, nor than
- * KEPT_SILENCE_NS in all. A commit forgets them: they came from a state that has been replaced.
+ * Out: each frame is copied to the channel, through the rewriter, tagged with the guest's epoch.
+ * The newest are also kept: at a takeover they leave first, since the primary may have died before
+ * it released them, and without them each TCP connection would wait for a retransmission. A client
+ * that has them already gets them twice, which networks do. They are kept in SVM's own numbers and
+ * go through the rewriter when they leave: by then it knows what it could not when a SYN was sent.
+ * The bound is small because more than a round trip's worth is of no use: at most KEPT_BYTES, not
+ * older than KEPT_AGE_NS before the peer was last heard, nor than KEPT_SILENCE_NS in all. A commit
+ * forgets them: they came from a state that has been replaced.
  *
  * In: copies wait in the inbox, each with its epoch. The guest is given those of its own epoch
  * while it runs; those of the next wait for the commit, which forgets the older: the state that the
  * guest then loads has seen them. A full inbox stops the channel.
  */
+#include <string.h>
+
 #include "clock.h"
 #include "nic.h"
 
@@ -26,27 +29,37 @@ enum {
 static const int64_t KEPT_AGE_NS = 200 * NS_PER_MS;
 static const int64_t KEPT_SILENCE_NS = 2 * NS_PER_S;
 
-void
-shadow_take(Nic *nic, const uint8_t *frame, size_t len)
+/* To the peer, in PVM's numbers. */
+static void
+send_copy(Nic *nic, const uint8_t *frame, size_t len)
 {
     Lockstep *lockstep = nic->lockstep;
-    /* Moved to its place before it is changed: @frame may be the port's own. */
-    uint8_t *place = hold_queue_append(nic->queue, frame, len, nic->batch_ns);
+    uint8_t *slot = peer_stream_slot(&lockstep->peer);
 
-    while (hold_queue_bytes(nic->queue) > KEPT_BYTES && hold_queue_frames(nic->queue) > 1)
-        hold_queue_drop_oldest(nic->queue);
-    rewriter_egress(nic->ls.rewriter, place, len, nic->batch_ns);
+    if (!nic_has_peer(nic)) {
+        counter_add(&nic->ls.shadow_unsent, 1);
+        return;
+    }
+    memcpy(slot, frame, len);
+    rewriter_egress(nic->lockstep->rewriter, slot, len, nic->batch_ns);
     if (lockstep_loses(lockstep, PROXY_LOSE_REWRITER_EGRESS) ||
         lockstep_loses(lockstep, PROXY_LOSE_SECONDARY_EGRESS)) {
         peer_stream_skip(&lockstep->peer);
         return;
     }
-    if (!peer_stream_is_usable(&lockstep->peer)) {
-        counter_add(&nic->ls.shadow_unsent, 1);
-        return;
-    }
-    peer_stream_send(&lockstep->peer, WIRE_EGRESS, nic->index, lockstep->epoch, place, len);
+    peer_stream_send(&lockstep->peer, WIRE_EGRESS, nic->index, lockstep->epoch, slot, len);
     counter_add(&nic->ls.shadow_frames, 1);
+}
+
+void
+shadow_take(Nic *nic, const uint8_t *frame, size_t len)
+{
+    /* Kept in SVM's own numbers. */
+    const uint8_t *place = hold_queue_append(nic->queue, frame, len, nic->batch_ns);
+
+    while (hold_queue_bytes(nic->queue) > KEPT_BYTES && hold_queue_frames(nic->queue) > 1)
+        hold_queue_drop_oldest(nic->queue);
+    send_copy(nic, place, len);
 }
 
 bool
@@ -113,7 +126,7 @@ shadow_pump(Nic *nic, int64_t now_ns)
             continue;
         }
         if (!nic->ls.inbox_rewritten) {
-            rewriter_ingress(nic->ls.rewriter, frame.data, frame.len, now_ns);
+            rewriter_ingress(nic->lockstep->rewriter, frame.data, frame.len, now_ns);
             nic->ls.inbox_rewritten = true;
             if (lockstep_loses(nic->lockstep, PROXY_LOSE_REWRITER_INGRESS)) {
                 pop_inbox(nic);
@@ -134,7 +147,6 @@ shadow_commit(Nic *nic)
     nic_drain(nic);
     nic->egress = PROXY_EGRESS_SHADOW;
     (void)hold_queue_drop_all(nic->queue);
-    rewriter_commit(nic->ls.rewriter);
 
     /* A frame whose beginning QEMU has is given whole, or it would take the next for its end; the
      * older ones behind it are forgotten when they become the first. */
@@ -142,6 +154,14 @@ shadow_commit(Nic *nic)
         counter_add(&nic->ls.duplicates, 1);
     if (nic->port && !nic->port_broken && !nic->port->ops->is_idle(nic->port))
         counter_add(&nic->ls.duplicates, 1);
+}
+
+static void
+translate(const HeldFrame *frame, gpointer data)
+{
+    Nic *nic = data;
+
+    rewriter_egress(nic->lockstep->rewriter, frame->data, frame->len, nic->batch_ns);
 }
 
 void
@@ -154,8 +174,9 @@ shadow_takeover(Nic *nic, int64_t now_ns)
 
     while (hold_queue_peek_oldest(nic->queue, &frame) && frame.stamp < oldest_ns)
         hold_queue_drop_oldest(nic->queue);
-    rewriter_takeover(nic->ls.rewriter);
-    nic->ls.rewriting = true;
+    nic->batch_ns = now_ns;
+    /* Only now: of a connection that was being opened the rewriter knows more than it did then. */
+    hold_queue_foreach(nic->queue, translate, nic);
 }
 
 void

@@ -11,7 +11,7 @@ export LC_ALL=C
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-all_stages=(deps dev format shell asan tsan fuzz tidy cppcheck lab e2e)
+all_stages=(deps dev format shell asan tsan fuzz tidy cppcheck lab block e2e)
 logs=build/test-logs
 jobs="$(nproc)"
 fuzz_seconds="${COLOD_FUZZ_SECONDS:-5}"
@@ -37,6 +37,7 @@ Runs all stages, or only those named:
   tidy      clang-tidy
   cppcheck  cppcheck
   lab       QEMU and guest of the lab
+  block     the secondary's disk with real NBD clients
   e2e       end-to-end tests
 USAGE
 }
@@ -90,12 +91,14 @@ stage_asan()
     build_preset asan && ctest --preset asan -j "$jobs" --no-tests=error
 }
 
-# The daemon's main loop is one thread; threads are the proxy's and the arbiter's.
+# The daemon's main loop is one thread; threads are the proxy's, the arbiter's and the disk's.
 stage_tsan()
 {
     cmake --preset tsan || return 1
-    cmake --build --preset tsan -j "$jobs" --target test-proxy test-proxy-parts test-hold-queue test-arbiter test-front || return 1
-    ctest --preset tsan -j "$jobs" --no-tests=error -R 'proxy|arbiter|hold-queue|test-front'
+    cmake --build --preset tsan -j "$jobs" --target test-proxy test-proxy-parts test-hold-queue test-arbiter test-front \
+        test-range-lock test-layers test-crash test-target test-disk-control test-target-plugin || return 1
+    ctest --preset tsan -j "$jobs" --no-tests=error \
+        -R 'proxy|arbiter|hold-queue|test-front|range-lock|test-layers$|test-crash|test-target|disk-control'
 }
 
 # A crash leaves its input in build/fuzz/found.
@@ -148,13 +151,20 @@ stage_cppcheck()
     git ls-files -- "${sources[@]/%//*.c}" |
         xargs timeout 600 cppcheck -j "$jobs" --quiet --error-exitcode=1 --std=c11 --inline-suppr \
             --enable=warning,performance,portability --library=gtk --library=posix \
-            --suppressions-list=tests/cppcheck.supp -I common -I qmp -I proxy -I colod \
+            --suppressions-list=tests/cppcheck.supp -I common -I qmp -I proxy -I blockrep -I colod \
             '-DG_GNUC_PRINTF(a,b)=' '-DG_DEFINE_QUARK(name,function)=' '-DG_DEFINE_EXTENDED_ERROR(name,function)='
 }
 
 stage_lab()
 {
     tests/lab/qemu-root && tests/lab/guest-image
+}
+
+# After the lab: qemu-io is that of its QEMU.
+stage_block()
+{
+    [[ -e build/dev/blockrep/nbdkit-colo-target-plugin.so ]] || build_preset dev || return 1
+    timeout 300 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q --durations=5 tests/block
 }
 
 stage_e2e()

@@ -89,7 +89,12 @@ class Pair:
     # Looking
 
     def status(self, name):
-        return self.lab.host(name).status()
+        """Whenever anybody looks, a host is protected or says in one reason why not."""
+        status = self.lab.host(name).status()
+        if status:
+            assert bool(status["reason"]) != status["protected"], \
+                f"{name} is {'' if status['protected'] else 'not '}protected and says '{status['reason']}'"
+        return status
 
     def wait(self, name, condition, seconds, what):
         """condition(status); a host without colod never fulfils it."""
@@ -122,8 +127,10 @@ class Pair:
 
     def takeover(self, name, mark, load, stall_ms, seconds=15):
         """The host goes on in the next generation; the streams flow again and stalled no longer than this."""
-        self.wait(name, lambda s: s["state"] in PRIMARY_STATES and s["generation"] > mark.generation, seconds,
-                  "goes on in the next generation")
+        status = self.wait(name, lambda s: s["state"] in PRIMARY_STATES and s["generation"] > mark.generation, seconds,
+                           "goes on in the next generation")
+        assert status["generation"] == mark.generation + 1, f"generation {status['generation']} after one failure"
+        self.assert_told(name, mark, r"claim: generation \d+|claim-granted|peer's word")
         self.assert_flow(mark, load, stall_ms)
 
     def assert_flow(self, mark, load, stall_ms):

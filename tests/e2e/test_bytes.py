@@ -199,6 +199,15 @@ BAD_MESSAGES = {
 }
 
 
+# What is answered, and what an operator reads of it.
+REFUSALS = {
+    "version 2": ("version", r"version"),
+    "another VM": ("vm", r"VM is 'other'"),
+    "another UUID": ("uuid", r"VM UUID is '00000000-0000-4000-8000-000000000000'"),
+    "another host": ("host", r"host is 'mallory'"),
+}
+
+
 @pytest.mark.parametrize("what", BAD_MESSAGES)
 def test_bad_message_from_a_peer_with_a_certificate(pair, what):
     with Undisturbed(pair):
@@ -207,6 +216,10 @@ def test_bad_message_from_a_peer_with_a_certificate(pair, what):
                 send(sock, BAD_MESSAGES[what](pair, listener))
                 answer = read_to_end(sock)
                 assert answer[1:2] != b"\x02", "a WELCOME for a bad message"
+            if what in REFUSALS:
+                code, text = REFUSALS[what]
+                assert answer[1:2] == b"\x03" and json.loads(answer[8:])["code"] == code, answer
+                pair.assert_told(listener, None, rf"peer-refused.*{text}")
 
 
 CONTROL_LINES = {

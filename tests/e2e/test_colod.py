@@ -13,9 +13,11 @@ def test_killed_on_the_primary(pair):
     pair.lab.kill(pair.primary, "colod")
     pair.takeover(pair.secondary, mark, load, STALL_SILENT)
     assert old.is_alive(), "QEMU did not outlive colod"
+    pair.assert_told(pair.secondary, mark, r"link lost|peer-down")
     pair.lab.start(pair.primary)
     wait_until(lambda: not old.is_alive(), 10, "the old guest is stopped")
     pair.finish(mark, load, [pair.primary, pair.secondary])
+    pair.assert_told(pair.primary, None, r"must not go on|QEMU outlived colod")
 
 
 def test_killed_on_a_lone_primary(pair):
@@ -34,6 +36,7 @@ def test_killed_on_a_lone_primary(pair):
     assert status["qemu"]["pid"] == old.pid, "another QEMU was started"
     assert status["generation"] == generation, "adoption is no failover"
     assert old.is_alive()
+    pair.assert_told(pair.primary, None, r"QEMU outlived colod and nobody replaced it")
     load.wait_flow()
     pair.lab.start(pair.secondary)
     pair.finish(mark, load, [pair.primary])
@@ -49,6 +52,7 @@ def test_killed_on_the_secondary(pair):
     pair.lab.start(pair.secondary)
     wait_until(lambda: not old.is_alive(), 10, "the old secondary VM is stopped")
     pair.finish(mark, load, [pair.primary])
+    pair.assert_told(pair.primary, mark, r"link lost|peer-down")
 
 
 def test_restarted_with_its_qemu_dead(pair):

@@ -151,6 +151,7 @@ def test_manual_primary_host_gone(pair):
     pair.lab.kill(pair.primary, "host")
     pair.wait_state(pair.secondary, "claim-secondary", 5)
     pair.assert_reason(pair.secondary)
+    watch_silence(pair, time.monotonic_ns(), 1.0)
     pair.lab.host(pair.secondary).call("failover", timeout=15)
     pair.takeover(pair.secondary, mark, load, 10_000)
     pair.lab.start(pair.primary)

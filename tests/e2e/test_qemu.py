@@ -109,6 +109,7 @@ def test_secondary_host_frozen_then_thawed(pair):
     pair.takeover(pair.primary, mark, load, STALL_SILENT)
     pair.lab.thaw(pair.secondary, "host")
     pair.finish(mark, load, [pair.primary])
+    pair.assert_told(pair.secondary, mark, r"heartbeat|link lost|newer generation|refused|replaced")
 
 
 @pytest.mark.parametrize("step", range(1, 8))
@@ -117,7 +118,7 @@ def test_primary_killed_at_step(pair, step):
     load = pair.load()
     mark = pair.mark()
     pair.lab.host(pair.primary).call("test-stall", step=step)
-    pair.wait(pair.primary, lambda _: stalled(pair, mark), 5, f"a gate stalled at step {step}")
+    pair.wait(pair.primary, lambda _: stalled(pair, mark, step), 5, f"a gate stalled at step {step}")
     pair.lab.kill(pair.primary, "host")
     pair.takeover(pair.secondary, mark, load, STALL_SILENT)
     pair.lab.start(pair.primary)
@@ -130,14 +131,15 @@ def test_pvm_killed_at_step(pair, step):
     load = pair.load()
     mark = pair.mark()
     pair.lab.host(pair.primary).call("test-stall", step=step)
-    pair.wait(pair.primary, lambda _: stalled(pair, mark), 5, f"a gate stalled at step {step}")
+    pair.wait(pair.primary, lambda _: stalled(pair, mark, step), 5, f"a gate stalled at step {step}")
     pair.lab.kill(pair.primary, "qemu")
     pair.takeover(pair.secondary, mark, load, STALL_TOLD)
     pair.finish(mark, load, [pair.primary, pair.secondary])
 
 
-def stalled(pair, mark):
-    return any(event["event"] == "stalled" for event in pair.events(pair.primary, mark))
+def stalled(pair, mark, step):
+    return any(event["event"] == "stalled" and f"stands at step {step} " in event["text"]
+               for event in pair.events(pair.primary, mark))
 
 
 @pytest.mark.lab(port="stream")

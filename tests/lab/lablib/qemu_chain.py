@@ -177,7 +177,6 @@ class Driver:
             self._say("COLO_USERSPACE_PROXY_INIT")
             self._wait(lambda: self.commits >= goal, 10, "colo-compare commits")
             self.checkpoints += 1
-            self.wanted = False
             self.changed.notify_all()
 
     # The notify socket
@@ -198,6 +197,7 @@ class Driver:
                     self.wanted = True
                 elif text == "COLO_COMPARE_GET_XEN_INIT":
                     self.commits += 1
+                    self.wanted = False  # what was asked for before this
                 else:
                     raise LabError(f"colo-compare says '{text}'")
                 self.changed.notify_all()
@@ -259,7 +259,7 @@ class QemuChain:
             run("ip", "-n", room, "link", "set", "tap0", "up")
         self._plug("a")
         self._qemu("a")
-        wait_until(self.guest_answers, 90, "the guest answers")
+        wait_until(self.guest_answers, 90, lambda: f"the guest answers; {self.describe()}")
         self.protect()
 
     def down(self):
@@ -374,6 +374,8 @@ class QemuChain:
         self.qmp["a"].call("migrate-set-parameters", **{"x-checkpoint-delay": self.interval_ms})
 
     def kill_primary(self):
+        if self.driver:
+            self.driver.closing = True  # nobody is there to trigger any more
         self.processes["a"].kill(signal.SIGKILL)
 
     def fail_over(self):
@@ -411,10 +413,26 @@ class QemuChain:
             if not process.is_alive():
                 raise LabError(f"{name} is dead; its log: {self.log(name)}")
 
-    def log(self, name):
-        with contextlib.suppress(OSError), open(self.path(f"{name}.log"), encoding="utf-8", errors="replace") as file:
+    def log(self, name, kind="log"):
+        with contextlib.suppress(OSError), open(self.path(f"{name}.{kind}"), encoding="utf-8", errors="replace") as file:
             return file.read()[-2000:]
         return ""
+
+    def describe(self):
+        """All there is to say, for a test that failed."""
+        texts = []
+        for host, qmp in self.qmp.items():
+            with contextlib.suppress(LabError):
+                texts.append(f"{host}: {qmp.call('query-status')}, COLO {qmp.call('query-colo-status')}")
+            texts.append(f"{host}: console {self.log(host, 'console')[-300:]!r}, log {self.log(host)!r}")
+        if self.driver:
+            driver = self.driver
+            texts.append(f"driver: {driver.failure or 'no failure'}; asked {driver.asked}, wanted {driver.wanted}, "
+                         f"VMSTATE_SEND {driver.sent}, committed {driver.checkpoints}, loaded {driver.loaded}")
+            with contextlib.suppress(LabError):
+                texts.append(f"colo-compare: {self.stats()}")
+            texts.append(f"colo-compare: {self.log('compare')!r}")
+        return "\n".join(texts)
 
     # Client
 

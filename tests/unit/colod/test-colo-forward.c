@@ -5,6 +5,7 @@
 
 #include "check-main.h"
 #include "test-colo-build.h"
+#include "test-colo-recording.h"
 
 #include <gio/gio.h>
 

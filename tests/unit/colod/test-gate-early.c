@@ -4,6 +4,8 @@
 
 #define DATA PEER_MESSAGE_DATA_RETURN
 
+static const BenchSide primary = {.primary = TRUE};
+
 /* RECEIVED and LOADED, as PVM's QEMU is given them. */
 static const char answers[] = "\0\0\0\5\0\0\0\6";
 enum { ANSWERS_BYTES = sizeof(answers) - 1 };
@@ -17,7 +19,7 @@ open_armed(Bench *bench, unsigned message_timeout_ms)
 
     config.early_resume = true;
     config.message_timeout_ms = message_timeout_ms;
-    bench_open_with(bench, TRUE, &config);
+    bench_open(bench, &primary, &config);
     bench->pass = TRUE;
     build_migration(stream);
     build_return_head(back);
@@ -131,8 +133,7 @@ START_TEST(err_peer_closed)
 
     open_armed(&bench, BENCH_WAIT_MS);
     run_to_end(&bench, 1);
-    g_clear_pointer(&bench.peer, peer_channel_free);
-    settle();
+    bench_close_peer(&bench);
     expect_failure(&bench, GATE_ERROR_PEER_CLOSED, "checkpoint 1, step commit");
     expect_text(bench.log, "failed0 ");
     bench_close(&bench);

@@ -4,12 +4,6 @@
 
 #define DATA PEER_MESSAGE_DATA_RETURN
 
-static void
-open_bench(Bench *bench)
-{
-    bench_open_with(bench, TRUE, &bench_config);
-}
-
 /* Initial migration up to GATE_POINT_READY. */
 static void
 migrate(Bench *bench)
@@ -41,16 +35,6 @@ arm(Bench *bench)
     expect_message(bench->vm_got, 0);
 }
 
-static GByteArray *
-covered_new(void)
-{
-    GByteArray *covered = g_byte_array_new();
-
-    build_delta(covered, BENCH_PAGES);
-    build_tail(covered, BENCH_TAIL_BYTES);
-    return covered;
-}
-
 static char *
 end_text(guint64 epoch)
 {
@@ -59,14 +43,6 @@ end_text(guint64 epoch)
 
     return g_strdup_printf("END%" G_GUINT64_FORMAT " (%u %016" G_GINT64_MODIFIER "x) ", epoch,
                            covered->len, hash);
-}
-
-static void
-expect_callback(Bench *bench, const char *name, guint64 epoch)
-{
-    g_autofree char *text = g_strdup_printf("%s%" G_GUINT64_FORMAT " ", name, epoch);
-
-    expect_text(bench->log, text);
 }
 
 /* Brings an armed, idle gate to @step of checkpoint @epoch, checking all bytes on the way. */
@@ -132,24 +108,11 @@ finish(Bench *bench, guint64 epoch)
     ck_assert_int_eq(gate_step(bench->gate), GATE_STEP_IDLE);
 }
 
+static const BenchSide side = {.primary = TRUE, .arm = arm, .advance = advance, .finish = finish};
+
 START_TEST(life_checkpoints)
 {
-    Bench bench;
-    GateFigures figures;
-
-    open_bench(&bench);
-    arm(&bench);
-    for (guint64 epoch = 1; epoch <= 4; epoch++) {
-        advance(&bench, GATE_STEP_LOAD, epoch);
-        finish(&bench, epoch);
-        gate_get_figures(bench.gate, &figures);
-        ck_assert_uint_eq(figures.epoch, epoch);
-        ck_assert_uint_eq(figures.pages, BENCH_PAGES);
-        ck_assert_int_le(figures.request_ns, figures.committed_ns);
-        ck_assert_int_le(figures.committed_ns, figures.loaded_ns);
-    }
-    ck_assert_ptr_null(bench.failure);
-    bench_close(&bench);
+    bench_test_checkpoints(&side);
 }
 END_TEST
 
@@ -160,9 +123,7 @@ START_TEST(life_mark_after_tail)
     g_autofree char *end = end_text(1);
     Bench bench;
 
-    open_bench(&bench);
-    arm(&bench);
-    advance(&bench, GATE_STEP_SEND, 1);
+    bench_open_at(&bench, &side, NULL, GATE_STEP_SEND);
     vm_say_message(&bench, 3);
     vm_say(&bench, covered->data, covered->len);
     ck_assert_uint_eq(bench.peer_got->len, 4 + covered->len);
@@ -182,7 +143,7 @@ START_TEST(unit_one_message_per_read)
     g_autoptr(GByteArray) covered = covered_new();
     Bench bench;
 
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     bench.pass = TRUE;
     migrate(&bench);
     ck_assert_uint_eq(bench.n_data, 1);
@@ -204,9 +165,7 @@ START_TEST(err_vm_closed)
     for (GateStep step = GATE_STEP_IDLE; step <= GATE_STEP_LOAD; step++) {
         Bench bench;
 
-        open_bench(&bench);
-        arm(&bench);
-        advance(&bench, step, 1);
+        bench_open_at(&bench, &side, NULL, step);
         bench_close_vm(&bench);
         settle();
         expect_failure(&bench, GATE_ERROR_VM_CLOSED, gate_step_name(step));
@@ -222,11 +181,8 @@ START_TEST(err_peer_closed)
     for (GateStep step = GATE_STEP_IDLE; step <= GATE_STEP_LOAD; step++) {
         Bench bench;
 
-        open_bench(&bench);
-        arm(&bench);
-        advance(&bench, step, 1);
-        g_clear_pointer(&bench.peer, peer_channel_free);
-        settle();
+        bench_open_at(&bench, &side, NULL, step);
+        bench_close_peer(&bench);
         expect_failure(&bench, GATE_ERROR_PEER_CLOSED, gate_step_name(step));
         expect_text(bench.log, "failed0 ");
         expect_bytes(bench.vm_got, NULL, 0);
@@ -247,12 +203,9 @@ START_TEST(life_committed_then_closed)
 {
     Bench bench;
 
-    open_bench(&bench);
-    arm(&bench);
-    advance(&bench, GATE_STEP_COMMIT, 1);
+    bench_open_at(&bench, &side, NULL, GATE_STEP_COMMIT);
     peer_channel_send(bench.peer, PEER_MESSAGE_COMMITTED, "\0\0\0\0\0\0\0\1", 8);
-    g_clear_pointer(&bench.peer, peer_channel_free);
-    settle();
+    bench_close_peer(&bench);
     expect_text(bench.log, "committed1 failed0 ");
     expect_failure(&bench, GATE_ERROR_PEER_CLOSED, "checkpoint 1, step release");
     bench_close(&bench);
@@ -270,19 +223,8 @@ START_TEST(err_deadlines)
         [GATE_STEP_RELEASE] = "no VMSTATE_RECEIVED from the peer within 150 ms",
         [GATE_STEP_LOAD] = "no VMSTATE_LOADED from the peer within 150 ms",
     };
-    GateConfig config = bench_config;
 
-    config.message_timeout_ms = 150;
-    for (GateStep step = GATE_STEP_REQUEST; step <= GATE_STEP_LOAD; step++) {
-        Bench bench;
-
-        bench_open_with(&bench, TRUE, &config);
-        arm(&bench);
-        advance(&bench, step, 1);
-        WAIT(bench.failure);
-        expect_failure(&bench, deadline_code(awaited[step]), awaited[step]);
-        bench_close(&bench);
-    }
+    bench_test_deadlines(&side, GATE_STEP_REQUEST, awaited, NULL);
 }
 END_TEST
 
@@ -292,7 +234,7 @@ START_TEST(err_deadline_of_expected_request)
     Bench bench;
 
     config.message_timeout_ms = 150;
-    bench_open_with(&bench, TRUE, &config);
+    bench_open(&bench, &side, &config);
     gate_expect_request(bench.gate); /* nothing yet */
     arm(&bench);
     gate_expect_request(bench.gate);
@@ -309,7 +251,7 @@ START_TEST(err_deadline_at_ready_and_mark)
     Bench bench;
 
     config.message_timeout_ms = 150;
-    bench_open_with(&bench, TRUE, &config);
+    bench_open(&bench, &side, &config);
     migrate(&bench);
     WAIT(bench.failure);
     settle();
@@ -318,9 +260,7 @@ START_TEST(err_deadline_at_ready_and_mark)
     expect_text(bench.peer_log, "closed ");
     bench_close(&bench);
 
-    bench_open_with(&bench, TRUE, &config);
-    arm(&bench);
-    advance(&bench, GATE_STEP_SEND, 1);
+    bench_open_at(&bench, &side, &config, GATE_STEP_SEND);
     vm_say_message(&bench, 3);
     WAIT(bench.failure);
     expect_failure(&bench, GATE_ERROR_DEADLINE, "no mark of the held output");
@@ -336,9 +276,7 @@ START_TEST(err_deadline_of_transfer_and_migration)
 
     /* Wholly sent, but the mark never comes. */
     config.transfer_timeout_ms = 150;
-    bench_open_with(&bench, TRUE, &config);
-    arm(&bench);
-    advance(&bench, GATE_STEP_SEND, 1);
+    bench_open_at(&bench, &side, &config, GATE_STEP_SEND);
     vm_say_message(&bench, 3);
     vm_say(&bench, covered->data, covered->len);
     WAIT(bench.failure);
@@ -347,7 +285,7 @@ START_TEST(err_deadline_of_transfer_and_migration)
 
     config = bench_config;
     config.migration_timeout_ms = 150;
-    bench_open_with(&bench, TRUE, &config);
+    bench_open(&bench, &side, &config);
     WAIT(bench.failure);
     expect_failure(&bench, GATE_ERROR_DEADLINE, "no byte of the initial migration within 150 ms");
     bench_close(&bench);
@@ -362,9 +300,7 @@ START_TEST(unit_idle_has_no_deadline)
     Bench bench;
 
     config.message_timeout_ms = config.transfer_timeout_ms = config.migration_timeout_ms = 200;
-    bench_open_with(&bench, TRUE, &config);
-    arm(&bench);
-    advance(&bench, GATE_STEP_LOAD, 1);
+    bench_open_at(&bench, &side, &config, GATE_STEP_LOAD);
     finish(&bench, 1);
 
     guint id = g_timeout_add(450, bench_expire, &waited);
@@ -388,17 +324,13 @@ START_TEST(sec_peer_out_of_turn)
             step == GATE_STEP_REPLY || step == GATE_STEP_RELEASE || step == GATE_STEP_LOAD;
         Bench bench;
 
-        open_bench(&bench);
-        arm(&bench);
-        advance(&bench, step, 1);
+        bench_open_at(&bench, &side, NULL, step);
         peer_say_number(&bench, PEER_MESSAGE_COMMITTED, step == GATE_STEP_COMMIT ? 2 : 1);
         expect_failure(&bench, GATE_ERROR_PROTOCOL, "out of turn");
         expect_text(bench.log, "failed0 ");
         bench_close(&bench);
 
-        open_bench(&bench);
-        arm(&bench);
-        advance(&bench, step, 1);
+        bench_open_at(&bench, &side, NULL, step);
         peer_say_message(&bench, DATA, 0);
         expect_failure(&bench, reply_due ? GATE_ERROR_STREAM : GATE_ERROR_PROTOCOL, "out of turn");
         expect_bytes(bench.vm_got, NULL, 0);
@@ -412,11 +344,11 @@ START_TEST(sec_not_for_a_primary)
     static const uint8_t zeros[PEER_END_BYTES];
     Bench bench;
 
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     peer_say_number(&bench, PEER_MESSAGE_ARM, 1);
     expect_failure(&bench, GATE_ERROR_PROTOCOL, "ARM is not for a primary");
     bench_close(&bench);
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     peer_say(&bench, PEER_MESSAGE_END, zeros, sizeof(zeros));
     expect_failure(&bench, GATE_ERROR_PROTOCOL, "END is not for a primary");
     bench_close(&bench);
@@ -428,11 +360,11 @@ START_TEST(sec_ready)
 {
     Bench bench;
 
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     peer_say_message(&bench, DATA, 0);
     expect_failure(&bench, GATE_ERROR_STREAM, "before the initial RAM was over");
     bench_close(&bench);
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     migrate(&bench);
     peer_say_message(&bench, DATA, 0);
     expect_failure(&bench, GATE_ERROR_PROTOCOL, "out of turn");
@@ -448,15 +380,13 @@ START_TEST(sec_vm_out_of_turn)
     Bench bench;
 
     for (size_t i = 0; i < G_N_ELEMENTS(steps); i++) {
-        open_bench(&bench);
-        arm(&bench);
-        advance(&bench, steps[i], 1);
+        bench_open_at(&bench, &side, NULL, steps[i]);
         vm_say_message(&bench, 3);
         expect_failure(&bench, GATE_ERROR_STREAM, "PVM's QEMU sent 4 bytes out of turn");
         expect_bytes(bench.peer_got, NULL, 0);
         bench_close(&bench);
     }
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     arm(&bench);
     vm_say_message(&bench, 9);
     expect_failure(&bench, GATE_ERROR_STREAM, "0x00000009 is no COLO message");
@@ -499,7 +429,7 @@ START_TEST(unit_stall)
         Bench bench;
 
         config.message_timeout_ms = 200;
-        bench_open_with(&bench, TRUE, &config);
+        bench_open(&bench, &side, &config);
         arm(&bench);
         gate_set_stall(bench.gate, step);
         bench.pass = TRUE;
@@ -527,7 +457,7 @@ START_TEST(life_free_in_callbacks)
         g_autoptr(GByteArray) stream = g_byte_array_new();
         Bench bench;
 
-        open_bench(&bench);
+        bench_open(&bench, &side, &bench_config);
         bench.pass = TRUE;
         bench.free_at = names[i];
         build_migration(stream);
@@ -565,9 +495,7 @@ START_TEST(life_peer_congested)
     size_t sent = 0;
     Bench bench;
 
-    open_bench(&bench);
-    arm(&bench);
-    advance(&bench, GATE_STEP_SEND, 1);
+    bench_open_at(&bench, &side, NULL, GATE_STEP_SEND);
     vm_say_message(&bench, 3);
     expect_message(bench.peer_got, 3);
     build_delta(delta, PAGES);
@@ -597,9 +525,7 @@ START_TEST(err_peer_does_not_read)
     Bench bench;
 
     config.message_timeout_ms = 300;
-    bench_open_with(&bench, TRUE, &config);
-    arm(&bench);
-    advance(&bench, GATE_STEP_SEND, 1);
+    bench_open_at(&bench, &side, &config, GATE_STEP_SEND);
     bench.pass = TRUE;
     vm_say_message(&bench, 3);
     build_delta(delta, PAGES);
@@ -619,9 +545,7 @@ START_TEST(err_vm_closed_while_congested)
     size_t sent = 0;
     Bench bench;
 
-    open_bench(&bench);
-    arm(&bench);
-    advance(&bench, GATE_STEP_SEND, 1);
+    bench_open_at(&bench, &side, NULL, GATE_STEP_SEND);
     vm_say_message(&bench, 3);
     build_delta(delta, PAGES);
     peer_channel_set_reading(bench.peer, FALSE);

@@ -4,12 +4,6 @@
 
 #define DATA PEER_MESSAGE_DATA_FORWARD
 
-static void
-open_bench(Bench *bench)
-{
-    bench_open_with(bench, FALSE, &bench_config);
-}
-
 /* Initial migration, READY and ARM. */
 static void
 arm(Bench *bench)
@@ -33,34 +27,6 @@ arm(Bench *bench)
     peer_say_number(bench, PEER_MESSAGE_ARM, BENCH_GENERATION);
     expect_text(bench->log, "armed0 ");
     ck_assert_int_eq(gate_load(bench->gate), GATE_LOAD_CLEAN);
-}
-
-static GByteArray *
-delta_new(void)
-{
-    GByteArray *delta = g_byte_array_new();
-
-    build_delta(delta, BENCH_PAGES);
-    return delta;
-}
-
-/* Delta and tail: what the hash covers. */
-static GByteArray *
-covered_new(void)
-{
-    GByteArray *covered = delta_new();
-
-    build_tail(covered, BENCH_TAIL_BYTES);
-    return covered;
-}
-
-static GByteArray *
-tail_new(void)
-{
-    GByteArray *tail = g_byte_array_new();
-
-    build_tail(tail, BENCH_TAIL_BYTES);
-    return tail;
 }
 
 static void
@@ -135,26 +101,11 @@ finish(Bench *bench, guint64 epoch)
     ck_assert_int_eq(gate_step(bench->gate), GATE_STEP_IDLE);
 }
 
+static const BenchSide side = {.primary = FALSE, .arm = arm, .advance = advance, .finish = finish};
+
 START_TEST(life_checkpoints)
 {
-    Bench bench;
-    GateFigures figures;
-
-    open_bench(&bench);
-    arm(&bench);
-    gate_get_figures(bench.gate, &figures);
-    ck_assert_uint_eq(figures.epoch, 0);
-    for (guint64 epoch = 1; epoch <= 4; epoch++) {
-        advance(&bench, GATE_STEP_LOAD, epoch);
-        finish(&bench, epoch);
-        gate_get_figures(bench.gate, &figures);
-        ck_assert_uint_eq(figures.epoch, epoch);
-        ck_assert_uint_eq(figures.pages, BENCH_PAGES);
-        ck_assert_int_le(figures.request_ns, figures.committed_ns);
-        ck_assert_int_le(figures.committed_ns, figures.loaded_ns);
-    }
-    ck_assert_ptr_null(bench.failure);
-    bench_close(&bench);
+    bench_test_checkpoints(&side);
 }
 END_TEST
 
@@ -164,7 +115,7 @@ START_TEST(life_split)
     g_autoptr(GByteArray) stream = g_byte_array_new();
     Bench bench;
 
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     bench.pass = TRUE;
     arm(&bench);
     build_checkpoint(stream, BENCH_PAGES, BENCH_TAIL_BYTES);
@@ -199,9 +150,7 @@ START_TEST(err_vm_closed)
 
         if (step == GATE_STEP_REQUEST)
             continue; /* a secondary does not stay there */
-        open_bench(&bench);
-        arm(&bench);
-        advance(&bench, step, 1);
+        bench_open_at(&bench, &side, NULL, step);
         bench_close_vm(&bench);
         settle();
         expect_failure(&bench, GATE_ERROR_VM_CLOSED, gate_step_name(step));
@@ -218,11 +167,8 @@ START_TEST(err_peer_closed)
 
         if (step == GATE_STEP_REQUEST)
             continue;
-        open_bench(&bench);
-        arm(&bench);
-        advance(&bench, step, 1);
-        g_clear_pointer(&bench.peer, peer_channel_free);
-        settle();
+        bench_open_at(&bench, &side, NULL, step);
+        bench_close_peer(&bench);
         expect_failure(&bench, GATE_ERROR_PEER_CLOSED, gate_step_name(step));
         ck_assert_int_eq(gate_load(bench.gate), GATE_LOAD_CLEAN);
         expect_bytes(bench.vm_got, NULL, 0);
@@ -242,11 +188,8 @@ START_TEST(life_peer_lost_while_loading)
     for (GateStep step = GATE_STEP_RELEASE; step <= GATE_STEP_LOAD; step++) {
         Bench bench;
 
-        open_bench(&bench);
-        arm(&bench);
-        advance(&bench, step, 1);
-        g_clear_pointer(&bench.peer, peer_channel_free);
-        settle();
+        bench_open_at(&bench, &side, NULL, step);
+        bench_close_peer(&bench);
         ck_assert_ptr_null(bench.failure);
         ck_assert_int_eq(gate_load(bench.gate), GATE_LOAD_LOADING);
         if (step == GATE_STEP_RELEASE)
@@ -270,9 +213,7 @@ START_TEST(life_peer_lost_with_tail_queued)
     const int small = 4096;
     Bench bench;
 
-    open_bench(&bench);
-    arm(&bench);
-    advance(&bench, GATE_STEP_SEND, 1);
+    bench_open_at(&bench, &side, NULL, GATE_STEP_SEND);
     build_delta(covered, 0);
     build_tail(covered, TAIL_BYTES);
     build_tail(tail, TAIL_BYTES);
@@ -288,8 +229,7 @@ START_TEST(life_peer_lost_with_tail_queued)
     settle();
     /* COMMITTED did not wait for it. */
     expect_text(bench.peer_log, "COMMITTED1 ");
-    g_clear_pointer(&bench.peer, peer_channel_free);
-    settle();
+    bench_close_peer(&bench);
     bench.vm_source = g_unix_fd_add(bench.vm, G_IO_IN, bench_on_vm, &bench);
     WAIT(bench.vm_got->len >= tail->len);
     expect_bytes(bench.vm_got, tail->data, tail->len);
@@ -305,11 +245,8 @@ START_TEST(err_vm_closed_after_peer_lost)
 {
     Bench bench;
 
-    open_bench(&bench);
-    arm(&bench);
-    advance(&bench, GATE_STEP_LOAD, 1);
-    g_clear_pointer(&bench.peer, peer_channel_free);
-    settle();
+    bench_open_at(&bench, &side, NULL, GATE_STEP_LOAD);
+    bench_close_peer(&bench);
     bench_close_vm(&bench);
     settle();
     expect_text(bench.log, "failed0 ");
@@ -323,26 +260,25 @@ START_TEST(err_initial_migration)
 {
     Bench bench;
 
-    open_bench(&bench);
-    g_clear_pointer(&bench.peer, peer_channel_free);
-    settle();
+    bench_open(&bench, &side, &bench_config);
+    bench_close_peer(&bench);
     expect_failure(&bench, GATE_ERROR_PEER_CLOSED, "initial migration");
     ck_assert_int_eq(gate_load(bench.gate), GATE_LOAD_NEVER);
     bench_close(&bench);
 
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     bench_close_vm(&bench);
     settle();
     expect_failure(&bench, GATE_ERROR_VM_CLOSED, "initial migration");
     bench_close(&bench);
 
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     peer_say(&bench, DATA, "garbage!", 8);
     expect_failure(&bench, GATE_ERROR_STREAM, "version 3");
     expect_bytes(bench.vm_got, NULL, 0);
     bench_close(&bench);
 
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     vm_say_message(&bench, 0);
     expect_failure(&bench, GATE_ERROR_STREAM, "before the initial RAM was over");
     ck_assert_int_eq(gate_load(bench.gate), GATE_LOAD_NEVER);
@@ -351,6 +287,13 @@ START_TEST(err_initial_migration)
 END_TEST
 
 /* --- Deadlines -------------------------------------------------------------------------------- */
+
+static void
+check_load(Bench *bench, GateStep step)
+{
+    ck_assert_int_eq(gate_load(bench->gate), load_after(step, GATE_LOAD_BROKEN));
+    expect_bytes(bench->vm_got, NULL, 0);
+}
 
 START_TEST(err_deadlines)
 {
@@ -362,21 +305,8 @@ START_TEST(err_deadlines)
         [GATE_STEP_RELEASE] = "no VMSTATE_RECEIVED from QEMU within 150 ms",
         [GATE_STEP_LOAD] = "no VMSTATE_LOADED from QEMU within 150 ms",
     };
-    GateConfig config = bench_config;
 
-    config.message_timeout_ms = 150;
-    for (GateStep step = GATE_STEP_REPLY; step <= GATE_STEP_LOAD; step++) {
-        Bench bench;
-
-        bench_open_with(&bench, FALSE, &config);
-        arm(&bench);
-        advance(&bench, step, 1);
-        WAIT(bench.failure);
-        expect_failure(&bench, deadline_code(awaited[step]), awaited[step]);
-        ck_assert_int_eq(gate_load(bench.gate), load_after(step, GATE_LOAD_BROKEN));
-        expect_bytes(bench.vm_got, NULL, 0);
-        bench_close(&bench);
-    }
+    bench_test_deadlines(&side, GATE_STEP_REPLY, awaited, check_load);
 }
 END_TEST
 
@@ -386,9 +316,7 @@ START_TEST(err_deadline_at_reply_point)
     Bench bench;
 
     config.message_timeout_ms = 150;
-    bench_open_with(&bench, FALSE, &config);
-    arm(&bench);
-    advance(&bench, GATE_STEP_REPLY, 1);
+    bench_open_at(&bench, &side, &config, GATE_STEP_REPLY);
     vm_say_message(&bench, 2);
     WAIT(bench.failure);
     expect_failure(&bench, GATE_ERROR_DEADLINE, "no go-ahead for CHECKPOINT_REPLY");
@@ -403,7 +331,7 @@ START_TEST(err_deadline_of_arm_and_migration)
     Bench bench;
 
     config.migration_timeout_ms = 150;
-    bench_open_with(&bench, FALSE, &config);
+    bench_open(&bench, &side, &config);
     WAIT(bench.failure);
     expect_failure(&bench, GATE_ERROR_DEADLINE, "no byte of the initial migration within 150 ms");
     bench_close(&bench);
@@ -413,7 +341,7 @@ START_TEST(err_deadline_of_arm_and_migration)
     build_migration(stream);
     config = bench_config;
     config.message_timeout_ms = 150;
-    bench_open_with(&bench, FALSE, &config);
+    bench_open(&bench, &side, &config);
     peer_say(&bench, DATA, stream->data, stream->len);
     vm_say_message(&bench, 0);
     WAIT(bench.failure);
@@ -442,9 +370,7 @@ START_TEST(sec_transfer_without_end)
 
     config.transfer_timeout_ms = 150;
     config.message_timeout_ms = 10000;
-    bench_open_with(&bench, FALSE, &config);
-    arm(&bench);
-    advance(&bench, GATE_STEP_SEND, 1);
+    bench_open_at(&bench, &side, &config, GATE_STEP_SEND);
     peer_say_message(&bench, DATA, 3);
     build_section(start, 0x03);
     peer_say(&bench, DATA, start->data, start->len);
@@ -471,9 +397,7 @@ expect_end_refused(guint64 epoch, gint64 length_off, guint64 hash_xor, size_t cu
     guint64 hash = XXH3_64bits(covered->data, covered->len);
     guint64 length = covered->len;
 
-    open_bench(&bench);
-    arm(&bench);
-    advance(&bench, GATE_STEP_SEND, 1);
+    bench_open_at(&bench, &side, NULL, GATE_STEP_SEND);
     peer_say_message(&bench, DATA, 3);
     if (flip_at >= 0)
         covered->data[flip_at] ^= 0x10;
@@ -514,9 +438,7 @@ expect_refused_at(GateStep step, PeerMessageType type, size_t len, GateError cod
     static const uint8_t bytes[PEER_END_BYTES];
     Bench bench;
 
-    open_bench(&bench);
-    arm(&bench);
-    advance(&bench, step, 1);
+    bench_open_at(&bench, &side, NULL, step);
     peer_say(&bench, type, bytes, len);
     if (step >= GATE_STEP_RELEASE) {
         /* The load ends first. */
@@ -551,11 +473,11 @@ START_TEST(sec_not_for_a_secondary)
 {
     Bench bench;
 
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     peer_say_number(&bench, PEER_MESSAGE_COMMITTED, 1);
     expect_failure(&bench, GATE_ERROR_PROTOCOL, "COMMITTED is not for a secondary");
     bench_close(&bench);
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     peer_say_number(&bench, PEER_MESSAGE_ARM, 1);
     expect_failure(&bench, GATE_ERROR_PROTOCOL, "ARM out of turn");
     ck_assert_int_eq(gate_load(bench.gate), GATE_LOAD_NEVER);
@@ -569,7 +491,7 @@ START_TEST(sec_data_before_arm)
     g_autoptr(GByteArray) stream = g_byte_array_new();
     Bench bench;
 
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     build_migration(stream);
     peer_say(&bench, DATA, stream->data, stream->len);
     vm_say_message(&bench, 0);
@@ -590,9 +512,7 @@ START_TEST(sec_vm_out_of_turn)
     for (size_t i = 0; i < G_N_ELEMENTS(steps); i++) {
         Bench bench;
 
-        open_bench(&bench);
-        arm(&bench);
-        advance(&bench, steps[i], 1);
+        bench_open_at(&bench, &side, NULL, steps[i]);
         vm_say_message(&bench, 5);
         expect_failure(&bench, GATE_ERROR_STREAM, "out of turn");
         ck_assert_int_eq(gate_load(bench.gate), GATE_LOAD_CLEAN);
@@ -600,9 +520,7 @@ START_TEST(sec_vm_out_of_turn)
     }
     Bench bench;
 
-    open_bench(&bench);
-    arm(&bench);
-    advance(&bench, GATE_STEP_RELEASE, 1);
+    bench_open_at(&bench, &side, NULL, GATE_STEP_RELEASE);
     vm_say_message(&bench, 6);
     expect_failure(&bench, GATE_ERROR_STREAM, "VMSTATE_LOADED out of turn");
     ck_assert_int_eq(gate_load(bench.gate), GATE_LOAD_BROKEN);
@@ -615,9 +533,7 @@ START_TEST(sec_vmstate_size_huge)
     g_autoptr(GByteArray) covered = delta_new();
     Bench bench;
 
-    open_bench(&bench);
-    arm(&bench);
-    advance(&bench, GATE_STEP_SEND, 1);
+    bench_open_at(&bench, &side, NULL, GATE_STEP_SEND);
     peer_say_message(&bench, DATA, 3);
     build_be32(covered, 4);
     build_be64(covered, UINT64_MAX);
@@ -639,7 +555,7 @@ START_TEST(unit_stall)
         Bench bench;
 
         config.message_timeout_ms = 200;
-        bench_open_with(&bench, FALSE, &config);
+        bench_open(&bench, &side, &config);
         arm(&bench);
         gate_set_stall(bench.gate, step);
         bench.pass = TRUE;
@@ -656,8 +572,7 @@ START_TEST(unit_stall)
         /* SVM's load ended, told or not. */
         ck_assert_int_eq(gate_load(bench.gate), GATE_LOAD_CLEAN);
         ck_assert_ptr_null(bench.failure);
-        g_clear_pointer(&bench.peer, peer_channel_free);
-        settle();
+        bench_close_peer(&bench);
         expect_failure(&bench, GATE_ERROR_PEER_CLOSED, "");
         bench_close(&bench);
     }
@@ -668,14 +583,13 @@ START_TEST(life_stalled_while_loading_peer_lost)
 {
     Bench bench;
 
-    open_bench(&bench);
+    bench_open(&bench, &side, &bench_config);
     arm(&bench);
     gate_set_stall(bench.gate, GATE_STEP_RELEASE);
     advance(&bench, GATE_STEP_RELEASE, 1);
     vm_say_message(&bench, 5);
     expect_text(bench.log, "stalled1 ");
-    g_clear_pointer(&bench.peer, peer_channel_free);
-    settle();
+    bench_close_peer(&bench);
     ck_assert_ptr_null(bench.failure);
     vm_say_message(&bench, 6);
     expect_text(bench.log, "loaded1 failed0 ");
@@ -694,7 +608,7 @@ START_TEST(life_free_in_callbacks)
         g_autoptr(GByteArray) covered = covered_new();
         Bench bench;
 
-        open_bench(&bench);
+        bench_open(&bench, &side, &bench_config);
         bench.pass = TRUE;
         bench.free_at = names[i];
         build_migration(stream);
@@ -723,12 +637,9 @@ START_TEST(life_free_at_deferred_loss)
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
         Bench bench;
 
-        open_bench(&bench);
-        arm(&bench);
-        advance(&bench, GATE_STEP_LOAD, 1);
+        bench_open_at(&bench, &side, NULL, GATE_STEP_LOAD);
         bench.free_at = names[i];
-        g_clear_pointer(&bench.peer, peer_channel_free);
-        settle();
+        bench_close_peer(&bench);
         vm_say_message(&bench, 6);
         ck_assert_ptr_null(bench.gate);
         bench_close(&bench);
@@ -743,9 +654,7 @@ START_TEST(life_vm_congested)
     g_autoptr(GByteArray) delta = g_byte_array_new();
     Bench bench;
 
-    open_bench(&bench);
-    arm(&bench);
-    advance(&bench, GATE_STEP_SEND, 1);
+    bench_open_at(&bench, &side, NULL, GATE_STEP_SEND);
     peer_say_message(&bench, DATA, 3);
     expect_message(bench.vm_got, 3);
     build_delta(delta, PAGES);

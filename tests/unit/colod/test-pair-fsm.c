@@ -1,22 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* test-pair-fsm.c - the rule table: every state x event, and two hosts in a simulated world
- *
- * The simulation runs two state machines against each other with a link that breaks, VMs and colods
- * that die, and an arbiter that is sometimes out of reach, in an order drawn from a seed. After
- * each step it asserts that never both hosts let output out, and that a host that opens its output
- * holds the newest generation. COLOD_FSM_SEED and COLOD_FSM_RUNS select and lengthen runs.
- */
+/* test-pair-fsm.c - the rule table alone: every state x event (two hosts: test-pair-world.c) */
 #include "pair-fsm.h"
 
 #include "check-main.h"
 
-#include <string.h>
-
-/* ---- the table alone ---- */
-
 static PairFacts
 facts_from_bits(guint bits)
 {
+    const guint mixed = (guint)(bits * UINT32_C(2654435761)) >> 20; /* no bits are left for these */
+
     return (PairFacts){
         .generation = 5,
         .peer_generation = 4 + (bits & 3) % 3,
@@ -32,6 +24,11 @@ facts_from_bits(guint bits)
         .off_wanted = !!(bits & 1024),
         .name_first = !!(bits & 2048),
         .peer_state = (PairState)((bits >> 12) % PAIR_N_STATES),
+        .claim_pending = !!(mixed & 1),
+        .fresh = !!(mixed & 2),
+        .initial_primary = !!(mixed & 4),
+        .peer_initial_primary = !!(mixed & 8),
+        .peer_role_primary = !!(mixed & 16),
     };
 }
 
@@ -45,33 +42,41 @@ has_action(const PairStep *step, PairAction action)
     return FALSE;
 }
 
+/* ck_assert() writes a mark each time, and this is asked ten million times. */
+#define MUST(condition)                                                                            \
+    do {                                                                                           \
+        if (!(condition))                                                                          \
+            ck_abort_msg("%s on %s -> %s: %s", pair_state_name(state), pair_event_name(event),     \
+                         pair_state_name(step->next), #condition);                                 \
+    } while (0)
+
 /* What must hold for each single step, whatever the facts. */
 static void
 assert_step_is_safe(PairState state, PairEvent event, const PairFacts *facts, const PairStep *step)
 {
-    ck_assert_int_lt(step->next, PAIR_N_STATES);
+    MUST(step->next < PAIR_N_STATES);
     if (step->why == NULL) {
-        ck_assert_int_eq(step->next, state);
-        ck_assert_int_eq(step->actions[0], PAIR_ACTION_NONE);
+        MUST(step->next == state);
+        MUST(step->actions[0] == PAIR_ACTION_NONE);
     }
     if (has_action(step, PAIR_ACTION_OPEN_OUTPUT)) {
-        ck_assert_int_eq(step->next, PAIR_ALONE);
-        ck_assert(event == PAIR_EVENT_VM_READY || event == PAIR_EVENT_VM_RUNNING);
-        ck_assert(state == PAIR_STARTING || state == PAIR_ADOPTING || state == PAIR_RESUMING ||
-                  state == PAIR_TAKING_OVER);
+        MUST(step->next == PAIR_ALONE);
+        MUST(event == PAIR_EVENT_VM_READY || event == PAIR_EVENT_VM_RUNNING);
+        MUST(state == PAIR_STARTING || state == PAIR_ADOPTING || state == PAIR_RESUMING ||
+             state == PAIR_TAKING_OVER);
     }
     if (step->next == PAIR_TAKING_OVER && state != PAIR_TAKING_OVER) {
-        ck_assert_int_eq(event, PAIR_EVENT_CLAIM_GRANTED);
-        ck_assert_int_eq(state, PAIR_CLAIM_SECONDARY);
+        MUST(event == PAIR_EVENT_CLAIM_GRANTED);
+        MUST(state == PAIR_CLAIM_SECONDARY);
     }
     if (step->next == PAIR_RESUMING && state != PAIR_RESUMING)
-        ck_assert(event == PAIR_EVENT_CLAIM_GRANTED || state == PAIR_MIGRATING);
+        MUST(event == PAIR_EVENT_CLAIM_GRANTED || state == PAIR_MIGRATING);
     if (step->next == PAIR_CLAIM_SECONDARY && state != PAIR_CLAIM_SECONDARY)
-        ck_assert(facts->promotable);
+        MUST(facts->promotable);
     if (step->next == PAIR_STARTING && state != PAIR_STARTING)
-        ck_assert_int_eq(event, PAIR_EVENT_CLAIM_GRANTED);
+        MUST(event == PAIR_EVENT_CLAIM_GRANTED);
     if (has_action(step, PAIR_ACTION_GRANT))
-        ck_assert(facts->peer_gave_up || event == PAIR_EVENT_PEER_CONSENT);
+        MUST(facts->peer_gave_up || event == PAIR_EVENT_PEER_CONSENT);
 }
 
 START_TEST(unit_every_state_and_event_is_safe)
@@ -79,7 +84,7 @@ START_TEST(unit_every_state_and_event_is_safe)
     for (unsigned state = 0; state < PAIR_N_STATES; state++) {
         for (unsigned event = 0; event < PAIR_N_EVENTS; event++) {
             /* A stride prime to all the fields visits each value of each many times. */
-            for (guint bits = 0; bits < (PAIR_N_STATES << 12); bits += 31) {
+            for (guint bits = 0; bits < (PAIR_N_STATES << 12); bits += 7) {
                 PairFacts facts = facts_from_bits(bits);
                 PairStep step = pair_fsm_step((PairState)state, (PairEvent)event, &facts);
 
@@ -150,606 +155,7 @@ START_TEST(unit_names_round_trip)
 }
 END_TEST
 
-/* ---- two hosts ---- */
-
-typedef enum MessageKind { MSG_STATE, MSG_EVENT } MessageKind;
-
-typedef struct Message {
-    MessageKind kind;
-    PairEvent event; /* MSG_EVENT */
-    PairState state; /* MSG_STATE */
-    guint64 generation;
-    guint64 wanted; /* PROPOSE, CONSENT */
-    gboolean role_primary;
-} Message;
-
-typedef struct Host {
-    PairState state;
-    PairFacts facts;
-    gboolean vm, output_open, armed_link, running;
-    gboolean said_hello; /* first STATE of the peer arrived on this link */
-    guint age;           /* turns since the state was entered */
-    gboolean retry;      /* the timer runs; it is long beside everything else */
-    guint64 wanted;      /* by our own claim */
-    guint64 proposed;    /* by the peer */
-    GQueue inbox;        /* Message: from the peer */
-    GQueue local;        /* PairEvent: completions of our own actions */
-} Host;
-
-typedef struct World {
-    Host host[2];
-    GRand *rand;
-    gboolean link, manual, arbiter_away;
-    guint64 arbiter_newest;
-    int arbiter_owner;
-    guint takeovers, resumes, protections;
-    gboolean forbid_faults;
-} World;
-
-static void host_event(World *w, int i, PairEvent event);
-
-static void
-push_local(Host *h, PairEvent event)
-{
-    g_queue_push_tail(&h->local, GINT_TO_POINTER((int)event + 1));
-}
-
-static void
-send(World *w, int from, Message message)
-{
-    if (w->link) {
-        message.generation = w->host[from].facts.generation;
-        g_queue_push_tail(&w->host[!from].inbox, g_memdup2(&message, sizeof(message)));
-    }
-}
-
-static void
-send_state(World *w, int from)
-{
-    const Host *h = &w->host[from];
-
-    send(w, from,
-         (Message){.kind = MSG_STATE, .state = h->state, .role_primary = h->facts.role_primary});
-}
-
-static void
-claim(World *w, int i, gboolean operator_decides)
-{
-    Host *h = &w->host[i];
-    guint64 wanted = h->wanted = h->facts.generation + 1;
-
-    h->facts.claim_pending = TRUE;
-
-    if (w->arbiter_away || (w->manual && !operator_decides)) {
-        push_local(h, PAIR_EVENT_CLAIM_UNKNOWN);
-    } else if (w->manual || wanted > w->arbiter_newest ||
-               (wanted == w->arbiter_newest && w->arbiter_owner == i)) {
-        if (!w->manual) {
-            w->arbiter_newest = wanted;
-            w->arbiter_owner = i;
-        }
-        push_local(h, PAIR_EVENT_CLAIM_GRANTED);
-    } else {
-        push_local(h, PAIR_EVENT_CLAIM_REFUSED);
-    }
-}
-
-/* The saved facts change when a claim is granted, as in the daemon. */
-static void
-granted(Host *h)
-{
-    h->facts.generation = h->wanted;
-    h->facts.role_primary = TRUE;
-    h->facts.protecting = FALSE;
-    h->facts.fresh = FALSE;
-}
-
-static void
-gate_lost(World *w, int i)
-{
-    Host *h = &w->host[i];
-
-    if (h->armed_link)
-        push_local(h, PAIR_EVENT_GATE_PEER);
-    h->armed_link = FALSE;
-    h->facts.promotable = h->state == PAIR_STANDBY && h->vm && g_rand_int_range(w->rand, 0, 50) > 0;
-}
-
-static void
-kill_vm(Host *h)
-{
-    if (h->vm)
-        push_local(h, PAIR_EVENT_VM_DEAD);
-    h->vm = h->output_open = h->armed_link = FALSE;
-}
-
-static void
-act(World *w, int i, PairAction action)
-{
-    Host *h = &w->host[i];
-
-    switch (action) {
-    case PAIR_ACTION_NONE:
-    case PAIR_ACTION_RUN_VM:
-    case PAIR_ACTION_ANNOUNCE:
-        break;
-    case PAIR_ACTION_START_VM:
-    case PAIR_ACTION_START_INCOMING:
-        ck_assert(!h->vm);
-        h->vm = TRUE;
-        h->facts.off_wanted = FALSE;
-        if (action == PAIR_ACTION_START_INCOMING) {
-            h->facts.generation = MAX(h->facts.generation, h->facts.peer_generation);
-            h->facts.role_primary = h->facts.protecting = FALSE;
-        }
-        push_local(h, PAIR_EVENT_VM_READY);
-        break;
-    case PAIR_ACTION_ADOPT_VM:
-        push_local(h, PAIR_EVENT_VM_READY);
-        break;
-    case PAIR_ACTION_KILL_VM:
-        kill_vm(h);
-        break;
-    case PAIR_ACTION_PROBE_VM:
-        push_local(h, h->vm ? PAIR_EVENT_VM_ALIVE : PAIR_EVENT_VM_DEAD);
-        break;
-    case PAIR_ACTION_OPEN_OUTPUT:
-        h->output_open = TRUE;
-        break;
-    case PAIR_ACTION_DROP_OUTPUT:
-        h->output_open = FALSE;
-        break;
-    case PAIR_ACTION_CLAIM:
-    case PAIR_ACTION_CLAIM_OPERATOR:
-        claim(w, i, action == PAIR_ACTION_CLAIM_OPERATOR);
-        break;
-    case PAIR_ACTION_GRANT:
-        h->facts.claim_pending = TRUE;
-        push_local(h, PAIR_EVENT_CLAIM_GRANTED);
-        break;
-    case PAIR_ACTION_PROPOSE:
-        h->wanted =
-            MAX(h->facts.generation, w->manual || w->arbiter_away ? 0 : w->arbiter_newest) + 1;
-        send(w, i,
-             (Message){.kind = MSG_EVENT, .event = PAIR_EVENT_PEER_PROPOSE, .wanted = h->wanted});
-        break;
-    case PAIR_ACTION_CONSENT:
-        h->facts.generation = h->proposed;
-        h->facts.role_primary = h->facts.protecting = h->facts.stale = FALSE;
-        send(w, i,
-             (Message){.kind = MSG_EVENT, .event = PAIR_EVENT_PEER_CONSENT, .wanted = h->proposed});
-        send_state(w, i);
-        break;
-    case PAIR_ACTION_SEND_PREPARE:
-        h->facts.peer_gave_up = FALSE;
-        send(w, i, (Message){.kind = MSG_EVENT, .event = PAIR_EVENT_PEER_PREPARE});
-        break;
-    case PAIR_ACTION_SEND_PREPARED:
-        send(w, i, (Message){.kind = MSG_EVENT, .event = PAIR_EVENT_PEER_PREPARED});
-        break;
-    case PAIR_ACTION_SEND_PREPARE_FAILED:
-        send(w, i, (Message){.kind = MSG_EVENT, .event = PAIR_EVENT_PEER_PREPARE_FAILED});
-        break;
-    case PAIR_ACTION_START_MIGRATION:
-        h->facts.protecting = TRUE;
-        if (w->host[!i].state == PAIR_INCOMING && w->link)
-            push_local(h, PAIR_EVENT_ARMING);
-        break;
-    case PAIR_ACTION_SEND_DISCARD:
-        send(w, i, (Message){.kind = MSG_EVENT, .event = PAIR_EVENT_PEER_DISCARD});
-        break;
-    case PAIR_ACTION_SEND_HAND_OVER:
-        send(w, i, (Message){.kind = MSG_EVENT, .event = PAIR_EVENT_PEER_HAND_OVER});
-        break;
-    case PAIR_ACTION_GIVE_UP:
-        h->facts.role_primary = FALSE;
-        send(w, i, (Message){.kind = MSG_EVENT, .event = PAIR_EVENT_PEER_VM_DEAD});
-        break;
-    case PAIR_ACTION_DETACH_GATE:
-        gate_lost(w, i);
-        break;
-    case PAIR_ACTION_CLOSE_GATE:
-        h->armed_link = FALSE;
-        gate_lost(w, !i);
-        break;
-    case PAIR_ACTION_LEAVE_COLO:
-        h->armed_link = FALSE;
-        gate_lost(w, !i);
-        push_local(h, PAIR_EVENT_VM_RUNNING);
-        break;
-    case PAIR_ACTION_RETRY_LATER:
-        h->retry = TRUE;
-        break;
-    case PAIR_N_ACTIONS:
-        ck_abort();
-    }
-}
-
-static void
-arm(World *w, int i)
-{
-    Host *peer = &w->host[!i];
-
-    w->protections++;
-    w->host[i].armed_link = TRUE;
-    w->host[i].output_open = FALSE;
-    if (w->link && peer->state == PAIR_INCOMING) {
-        peer->armed_link = TRUE;
-        push_local(peer, PAIR_EVENT_ARMED);
-    }
-}
-
-/* A generation that we own and shall not run in: nobody may be left waiting for it. */
-static void
-burn_generation(Host *h, guint64 generation)
-{
-    h->facts.generation = generation;
-    h->facts.role_primary = h->facts.protecting = FALSE;
-}
-
-/* As in the daemon: the answer to a claim counts only in the state that asked for it. */
-static void
-forget_claims(Host *h)
-{
-    static const PairEvent answers[] = {PAIR_EVENT_CLAIM_GRANTED, PAIR_EVENT_CLAIM_REFUSED,
-                                        PAIR_EVENT_CLAIM_UNKNOWN};
-
-    for (gsize i = 0; i < G_N_ELEMENTS(answers); i++) {
-        if (g_queue_remove_all(&h->local, GINT_TO_POINTER((int)answers[i] + 1)) > 0 && i == 0 &&
-            h->wanted > h->facts.generation && !pair_state_has_vm(h->state))
-            burn_generation(h, h->wanted);
-    }
-}
-
-static void follow_generation(World *w, int i);
-
-static void
-host_event(World *w, int i, PairEvent event)
-{
-    Host *h = &w->host[i];
-
-    if (event == PAIR_EVENT_CLAIM_GRANTED &&
-        (h->state == PAIR_CLAIM_START || h->state == PAIR_CLAIM_PRIMARY ||
-         h->state == PAIR_CLAIM_SECONDARY || h->state == PAIR_ADOPT_CLAIM))
-        granted(h);
-    if (event == PAIR_EVENT_CLAIM_GRANTED || event == PAIR_EVENT_CLAIM_REFUSED ||
-        event == PAIR_EVENT_CLAIM_UNKNOWN)
-        h->facts.claim_pending = FALSE;
-
-    PairStep step = pair_fsm_step(h->state, event, &h->facts);
-    PairState before = h->state;
-
-    if (step.why == NULL)
-        return;
-    h->state = step.next;
-    if (h->state != before) {
-        forget_claims(h);
-        h->facts.claim_pending = FALSE;
-        h->age = 0;
-    }
-    if (g_getenv("COLOD_FSM_TRACE"))
-        g_printerr("%d: %s/%" G_GUINT64_FORMAT " --%s--> %s (%s)\n", i, pair_state_name(before),
-                   h->facts.generation, pair_event_name(event), pair_state_name(h->state),
-                   step.why);
-    w->takeovers += before == PAIR_TAKING_OVER && h->state == PAIR_ALONE;
-    w->resumes += before == PAIR_RESUMING && h->state == PAIR_ALONE;
-    if (h->state == PAIR_PROTECTED && before == PAIR_MIGRATING)
-        arm(w, i);
-    for (unsigned k = 0; k < PAIR_MAX_ACTIONS && step.actions[k] != PAIR_ACTION_NONE; k++)
-        act(w, i, step.actions[k]);
-    if (h->state == PAIR_ALONE)
-        h->facts.protecting = FALSE;
-    if (h->state != before) {
-        send_state(w, i);
-        follow_generation(w, i);
-    }
-    if (h->state == PAIR_ALONE && before != PAIR_ALONE)
-        h->retry = TRUE;
-}
-
-/* An idle host follows the newest generation it hears of. */
-static void
-follow_generation(World *w, int i)
-{
-    Host *h = &w->host[i];
-
-    if ((h->state == PAIR_IDLE || h->state == PAIR_OFF) && h->facts.peer_up &&
-        h->facts.peer_generation > h->facts.generation) {
-        h->facts.generation = h->facts.peer_generation;
-        h->facts.role_primary = h->facts.protecting = h->facts.stale = FALSE;
-        send_state(w, i);
-    }
-}
-
-static void
-deliver(World *w, int i)
-{
-    Host *h = &w->host[i];
-    g_autofree Message *message = g_queue_pop_head(&h->inbox);
-
-    if (message == NULL)
-        return;
-    h->facts.peer_generation = message->generation;
-    if (message->kind == MSG_STATE) {
-        gboolean first = !h->said_hello;
-
-        h->said_hello = TRUE;
-        h->facts.peer_up = TRUE;
-        h->facts.peer_state = message->state;
-        h->facts.peer_role_primary = message->role_primary;
-        if (pair_state_has_vm(message->state))
-            h->facts.peer_gave_up = FALSE;
-        follow_generation(w, i);
-        host_event(w, i, first ? PAIR_EVENT_PEER_UP : PAIR_EVENT_PEER_STATE);
-        return;
-    }
-    if (!h->said_hello)
-        return;
-    if (message->event == PAIR_EVENT_PEER_VM_DEAD) {
-        if (message->generation > h->facts.generation)
-            return;
-        h->facts.peer_gave_up = TRUE;
-    }
-    if ((message->event == PAIR_EVENT_PEER_DISCARD && message->generation < h->facts.generation) ||
-        (message->event == PAIR_EVENT_PEER_HAND_OVER && message->generation != h->facts.generation))
-        return;
-    if (message->event == PAIR_EVENT_PEER_PROPOSE) {
-        if (message->wanted <= h->facts.generation)
-            return;
-        h->proposed = message->wanted;
-    }
-    if (message->event == PAIR_EVENT_PEER_CONSENT && message->wanted != h->wanted)
-        return;
-    host_event(w, i, message->event);
-}
-
-static void
-clear_queue(GQueue *queue)
-{
-    gpointer item;
-
-    while ((item = g_queue_pop_head(queue)) != NULL)
-        g_free(item);
-}
-
-static void
-link_down(World *w)
-{
-    if (!w->link)
-        return;
-    w->link = FALSE;
-    for (int i = 0; i < 2; i++) {
-        Host *h = &w->host[i];
-        gboolean knew = h->said_hello;
-
-        clear_queue(&h->inbox);
-        h->said_hello = h->facts.peer_up = h->facts.peer_gave_up = FALSE;
-        if (knew || h->armed_link)
-            push_local(h, PAIR_EVENT_PEER_DOWN);
-        gate_lost(w, i);
-    }
-}
-
-static void
-link_up(World *w)
-{
-    if (w->link || w->host[0].state == PAIR_BOOT || w->host[1].state == PAIR_BOOT)
-        return;
-    w->link = TRUE;
-    send_state(w, 0);
-    send_state(w, 1);
-}
-
-static void
-boot(World *w, int i)
-{
-    Host *h = &w->host[i];
-
-    h->facts.vm_alive = h->vm;
-    if (!h->vm && !w->manual && w->arbiter_owner == i && w->arbiter_newest > h->facts.generation)
-        burn_generation(h, w->arbiter_newest);
-    h->facts.stale = !w->manual && !w->arbiter_away && w->arbiter_owner != i &&
-                     w->arbiter_newest > h->facts.generation;
-    h->facts.fresh = h->facts.generation == 0 && w->arbiter_newest == 0;
-    host_event(w, i, PAIR_EVENT_BOOT);
-    push_local(h, PAIR_EVENT_LONELY);
-}
-
-static void
-crash_colod(World *w, int i)
-{
-    Host *h = &w->host[i];
-
-    link_down(w);
-    g_queue_clear(&h->local);
-    clear_queue(&h->inbox);
-    h->state = PAIR_BOOT;
-    h->armed_link = h->output_open = FALSE;
-    h->facts.promotable = h->facts.off_wanted = FALSE;
-}
-
-static void
-fault(World *w)
-{
-    int i = g_rand_int_range(w->rand, 0, 2);
-    Host *h = &w->host[i];
-
-    switch (g_rand_int_range(w->rand, 0, 12)) {
-    case 0:
-    case 1:
-    case 2:
-        kill_vm(h);
-        break;
-    case 3:
-    case 4:
-        link_down(w);
-        break;
-    case 5:
-    case 6:
-        crash_colod(w, i);
-        break;
-    case 7:
-        w->arbiter_away = !w->arbiter_away;
-        break;
-    case 8:
-        gate_lost(w, i);
-        gate_lost(w, !i);
-        break;
-    case 9:
-        host_event(w, i, PAIR_EVENT_VM_STUCK);
-        break;
-    case 10:
-        /* An operator may start a VM beside an unseen one: his word, his risk. Not here. */
-        if (h->facts.peer_up || (!w->manual && h->state != PAIR_IDLE && h->state != PAIR_OFF))
-            host_event(w, i, PAIR_EVENT_OP_FAILOVER);
-        break;
-    case 11:
-        push_local(h, PAIR_EVENT_TIMEOUT);
-        break;
-    default:
-        ck_abort();
-    }
-}
-
-static void
-assert_world(const World *w, guint32 seed, guint step)
-{
-    const Host *a = &w->host[0], *b = &w->host[1];
-
-    ck_assert_msg(!(a->output_open && b->output_open),
-                  "two primaries (seed %u, step %u): %s/%" G_GUINT64_FORMAT
-                  " %s/%" G_GUINT64_FORMAT,
-                  seed, step, pair_state_name(a->state), a->facts.generation,
-                  pair_state_name(b->state), b->facts.generation);
-    for (int i = 0; i < 2; i++) {
-        if (w->host[i].output_open)
-            ck_assert_msg(w->host[i].facts.generation >= w->host[!i].facts.generation,
-                          "the host with output open is not the newest (seed %u, step %u)", seed,
-                          step);
-    }
-}
-
-static void
-world_step(World *w)
-{
-    int i = g_rand_int_range(w->rand, 0, 2);
-    Host *h = &w->host[i];
-
-    if (h->state == PAIR_BOOT) {
-        boot(w, i);
-        return;
-    }
-    if (++h->age > 500 && pair_state_timeout_ms(h->state) > 0) {
-        h->age = 0;
-        host_event(w, i, PAIR_EVENT_TIMEOUT);
-        return;
-    }
-    switch (g_rand_int_range(w->rand, 0, w->forbid_faults ? 95 : 100)) {
-    case 95:
-    case 96:
-        fault(w);
-        break;
-    case 90:
-    case 91:
-    case 92:
-    case 93:
-    case 94:
-        link_up(w);
-        break;
-    default:
-        if (!g_queue_is_empty(&h->local) && g_rand_boolean(w->rand)) {
-            PairEvent event = (PairEvent)(GPOINTER_TO_INT(g_queue_pop_head(&h->local)) - 1);
-
-            host_event(w, i, event);
-        } else if (h->retry && g_queue_is_empty(&h->local) &&
-                   g_rand_int_range(w->rand, 0, 20) == 0) {
-            h->retry = FALSE;
-            host_event(w, i, PAIR_EVENT_RETRY);
-        } else {
-            deliver(w, i);
-        }
-        break;
-    }
-}
-
-static void
-world_init(World *w, guint32 seed)
-{
-    *w = (World){.rand = g_rand_new_with_seed(seed), .arbiter_owner = -1, .manual = seed % 3 == 0};
-    for (int i = 0; i < 2; i++) {
-        Host *h = &w->host[i];
-
-        g_queue_init(&h->inbox);
-        g_queue_init(&h->local);
-        h->facts = (PairFacts){.wants_protection = TRUE,
-                               .may_prepare = TRUE,
-                               .name_first = i == 0,
-                               .initial_primary = i == 0,
-                               .peer_initial_primary = i == 1};
-    }
-}
-
-static void
-world_clear(World *w)
-{
-    for (int i = 0; i < 2; i++) {
-        clear_queue(&w->host[i].inbox);
-        g_queue_clear(&w->host[i].local);
-    }
-    g_rand_free(w->rand);
-}
-
-/* After the storm the pair must protect itself again. With the manual arbiter an operator may be
- * needed. */
-static gboolean
-world_recovers(World *w)
-{
-    w->forbid_faults = TRUE;
-    w->arbiter_away = FALSE;
-    for (guint step = 0; step < 20000; step++) {
-        world_step(w);
-        for (int i = 0; i < 2; i++) {
-            if (w->host[i].state == PAIR_PROTECTED && w->host[!i].state == PAIR_STANDBY)
-                return TRUE;
-        }
-    }
-    return FALSE;
-}
-
-START_TEST(life_two_hosts_never_both_open_their_output)
-{
-    const char *seed_text = g_getenv("COLOD_FSM_SEED");
-    const char *runs_text = g_getenv("COLOD_FSM_RUNS");
-    guint32 first = seed_text ? (guint32)g_ascii_strtoull(seed_text, NULL, 10) : 1;
-    guint32 runs = runs_text ? (guint32)g_ascii_strtoull(runs_text, NULL, 10) : 400;
-    guint takeovers = 0, resumes = 0, protections = 0;
-
-    for (guint32 seed = first; seed < first + runs; seed++) {
-        World w;
-
-        world_init(&w, seed);
-        for (guint step = 0; step < 3000; step++) {
-            world_step(&w);
-            assert_world(&w, seed, step);
-        }
-        ck_assert_msg(world_recovers(&w),
-                      "not protected again (seed %u): %s/%" G_GUINT64_FORMAT
-                      " %s/%" G_GUINT64_FORMAT,
-                      seed, pair_state_name(w.host[0].state), w.host[0].facts.generation,
-                      pair_state_name(w.host[1].state), w.host[1].facts.generation);
-        takeovers += w.takeovers;
-        resumes += w.resumes;
-        protections += w.protections;
-        world_clear(&w);
-    }
-    /* The storm must have been one: a simulation in which nothing happens proves nothing. */
-    ck_assert_uint_gt(takeovers, runs);
-    ck_assert_uint_gt(resumes, runs);
-    ck_assert_uint_gt(protections, runs);
-}
-END_TEST
-
 CHECK_MAIN("pair-fsm", unit_every_state_and_event_is_safe,
            unit_vm_death_is_handled_wherever_there_is_a_vm,
            unit_states_with_deadline_handle_their_timeout, unit_names_round_trip,
-           unit_a_claim_under_way_is_not_thrown_away, life_two_hosts_never_both_open_their_output)
+           unit_a_claim_under_way_is_not_thrown_away)

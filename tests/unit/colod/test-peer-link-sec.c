@@ -263,6 +263,38 @@ START_TEST(sec_peer_link_too_many_pending)
 }
 END_TEST
 
+/* Silent strangers have taken every slot and shall keep it for longer than this test waits: the
+ * peer, known by its address, comes in nevertheless. */
+START_TEST(sec_peer_link_strangers_hold_all_slots)
+{
+    enum { STRANGERS = 20, PENDING_MAX = 16 };
+
+    Side alpha, beta;
+    int fds[STRANGERS];
+    unsigned n_kept = 0;
+
+    pair_init(&alpha, &beta);
+    beta.config.connect_timeout_ms = 10 * DEADLINE_MS;
+    beta.config.peer_address = "127.0.0.1"; /* from where alpha connects */
+    side_start(&beta);
+    for (int i = 0; i < STRANGERS; i++)
+        fds[i] = plain_connect_from(&beta, "127.0.0.2");
+    WAIT_UNTIL(&beta, NULL, is_cut(fds[STRANGERS - 1]));
+    ck_assert(strstr(beta.refused->str, "busy"));
+    side_start(&alpha);
+    WAIT_UNTIL(&alpha, &beta, alpha.n_up && beta.n_up);
+    /* Without a single refusal: alpha got its slot at the first try. */
+    ck_assert_uint_eq(alpha.n_refused, 0);
+    for (int i = 0; i < STRANGERS; i++)
+        n_kept += !is_cut(fds[i]);
+    ck_assert_uint_eq(n_kept, PENDING_MAX);
+    expect_undisturbed(&alpha, &beta);
+    for (int i = 0; i < STRANGERS; i++)
+        (void)close(fds[i]);
+    pair_clear(&alpha, &beta);
+}
+END_TEST
+
 /* What beta says to a stranger with alpha's certificate whose first bytes are those of @stranger.
  */
 static void
@@ -342,6 +374,7 @@ main(void)
         sec_peer_link_garbage,
         sec_peer_link_slow_connection,
         sec_peer_link_too_many_pending,
+        sec_peer_link_strangers_hold_all_slots,
     };
 
     return peer_world_run("peer-link-sec", tests, G_N_ELEMENTS(tests));

@@ -372,11 +372,19 @@ stranger_heard(const Stranger *stranger, const char *text)
 int
 plain_connect(const Side *target)
 {
+    return plain_connect_from(target, "127.0.0.1");
+}
+
+int
+plain_connect_from(const Side *target, const char *source)
+{
+    struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = inet_addr(source)};
     struct sockaddr_in address = {.sin_family = AF_INET,
                                   .sin_port = htons(target->config.listen_port),
                                   .sin_addr.s_addr = inet_addr(peer_world_address)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)&from, sizeof(from)), 0);
     ck_assert_int_eq(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
     ck_assert_int_eq(fd_set_nonblocking(fd), 0);
     return fd;

@@ -9,6 +9,7 @@
 #include "check-main.h"
 #include "clock.h"
 #include "fd.h"
+#include "peer-greeting.h"
 #include "peer-hello.h"
 #include "peer-link.h"
 #include "peer-tls.h"
@@ -115,6 +116,7 @@ void stranger_say(Stranger *stranger, PeerMessageType type, const char *json);
 bool stranger_heard(const Stranger *stranger, const char *text);
 char *hello_json(PeerChannelKind channel, guint64 session);
 int plain_connect(const Side *target);
+int plain_connect_from(const Side *target, const char *source);
 bool is_cut(int fd);
 void fake_init(Fake *fake, Side *side);
 bool fake_open(Fake *fake, Side *target, PeerChannelKind kind);

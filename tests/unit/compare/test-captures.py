@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """test-captures.py - real programs' traffic, replayed against itself and against changed copies
 
-Records what a server sends (TCP by curl, UDP, ping, IPv6, fragments) between two network namespaces
-of its own, then runs colo-replay on the capture and on perturbed copies. Exit code 77: cannot be run
-here, with the reason.
+Records what a server sends to curl, ping, UDP over both IPs, ssh, iperf3 and dig between two network
+namespaces of its own, a capture for each kind, then runs colo-replay on it and on perturbed copies. A
+program that is missing is a failure. Exit code 77: no network namespaces here, with the reason.
 
 Usage: test-captures.py PATH-OF-COLO-REPLAY
 """
@@ -85,34 +85,119 @@ def answers(url):
     return subprocess.run(inside(B, "curl", "-s", "-o", "/dev/null", "-g", "-m", "5", url)).returncode == 0
 
 
-def record(directory):
-    """Returns the path of a capture of everything the server's side sent."""
-    path = os.path.join(directory, "server.pcap")
+class Servers:
+    """Programs in the server's namespace; ended by leaving the context."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.children = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for child in reversed(self.children):
+            child.kill()
+            child.wait()
+
+    def start(self, *argv):
+        with open(os.path.join(self.directory, "servers.log"), "ab") as log:
+            child = subprocess.Popen(inside(A, *argv), cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.children.append(child)
+
+
+def web(directory, servers):
+    """TCP, UDP and ICMP over IPv4 and IPv6, fragments, a closed port."""
     with open(os.path.join(directory, "file"), "wb") as f:
         f.write(random.Random(1).randbytes(3_000_000))
-    server = subprocess.Popen(inside(A, sys.executable, "-c", SERVER), cwd=directory,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    servers.start(sys.executable, "-c", SERVER)
+    wait_for("server", lambda: answers("http://10.99.0.1:8080/"))
+    for url in ("http://10.99.0.1:8080/file", "http://[fd99::1]:8080/file",
+                "http://10.99.0.1:8080/no-such-file", "http://10.99.0.1:8081/closed-port"):
+        answers(url)
+    run(*inside(B, sys.executable, "-c", CLIENT_UDP))
+    run(*inside(B, "ping", "-c", "5", "-i", "0.05", "10.99.0.1"))
+    run(*inside(B, "ping", "-c", "3", "-i", "0.05", "-s", "4000", "fd99::1"))
+
+
+def ssh(directory, servers):
+    """A login by key: commands that answer little and much, and input that comes back."""
+    home = os.path.join(directory, "home")
+    os.makedirs(os.path.join(home, ".ssh"), 0o700)
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", os.path.join(directory, "key"))
+    shutil.copy(os.path.join(directory, "key.pub"), os.path.join(home, ".ssh", "authorized_keys"))
+    run("dropbearkey", "-t", "ed25519", "-f", os.path.join(directory, "hostkey"))
+    # The bind mount is in the mount namespace that `ip netns exec` made; nobody else sees it.
+    servers.start("sh", "-c", 'mount --bind "$1" /root && exec dropbear -F -E -s -p 10.99.0.1:2222 -r "$2" -P ""', "sh",
+                  home, os.path.join(directory, "hostkey"))
+
+    def session(*command, data=b""):
+        argv = inside(B, "ssh", "-F", "none", "-p", "2222", "-i", os.path.join(directory, "key"),
+                      "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes",
+                      "-o", "ConnectTimeout=5", "root@10.99.0.1", *command)
+        done = subprocess.run(argv, input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=30)
+        return done.stdout if done.returncode == 0 else None
+
+    wait_for("ssh", lambda: session("true") is not None)
+    big = session("head -c 400000 /dev/zero")
+    assert big == bytes(400_000), "ssh brought something else"
+    text = random.Random(3).randbytes(50_000)
+    assert session("cat", data=text) == text
+    assert session("-tt", "for i in 1 2 3; do echo line $i; done; exit 0") is not None
+
+
+def iperf3(_, servers):
+    """TCP in both directions, one and several streams, and UDP."""
+    servers.start("iperf3", "-s", "-B", "10.99.0.1")
+
+    def measure(*options):
+        return subprocess.run(inside(B, "iperf3", "-c", "10.99.0.1", "--connect-timeout", "1000", *options),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=30).returncode == 0
+
+    wait_for("iperf3", lambda: measure("-n", "1M"))
+    for options in (("-n", "2M"), ("-R", "-n", "4M"), ("-R", "-P", "2", "-n", "2M"),
+                    ("-R", "-u", "-b", "100M", "-l", "1400", "-n", "1M")):
+        # The server serves one at a time and takes a moment to be ready for the next.
+        wait_for("iperf3 " + " ".join(options), lambda: measure(*options))
+
+
+def dns(_, servers):
+    """Answers over UDP, an answer that is cut there and asked for again over TCP, names that do not exist."""
+    big = ",".join("%040d" % n for n in range(60))
+    servers.start("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root",
+                  "--pid-file=", "--listen-address=10.99.0.1", "--bind-interfaces", "--local=/test/",
+                  "--host-record=www.test,10.1.2.3,fd00::3", "--txt-record=big.test," + big)
+
+    def ask(*question):
+        done = subprocess.run(inside(B, "dig", "@10.99.0.1", "+tries=1", "+time=2", *question),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return done.stdout if done.returncode == 0 else ""
+
+    wait_for("dns", lambda: "10.1.2.3" in ask("www.test", "A"))
+    assert "fd00::3" in ask("www.test", "AAAA")
+    for number in range(20):
+        assert "NXDOMAIN" in ask("no%d.test" % number, "A")
+    assert "10.1.2.3" in ask("+tcp", "www.test", "A")
+    assert "%040d" % 59 in ask("big.test", "TXT"), "the long answer does not come over TCP"
+
+
+def record(directory, what):
+    """Returns the path of a capture of everything the server's side sent."""
+    path = os.path.join(directory, what.__name__ + ".pcap")
     dump = subprocess.Popen(inside(A, "tcpdump", "-i", "va", "-Q", "out", "-w", path, "-U", "-s", "0",
                                    "-B", "65536", "--immediate-mode"),
                             stderr=subprocess.PIPE)
     try:
         wait_for("capture", lambda: os.path.exists(path) and os.path.getsize(path) >= 24)
-        wait_for("server", lambda: answers("http://10.99.0.1:8080/"))
-        for url in ("http://10.99.0.1:8080/file", "http://[fd99::1]:8080/file",
-                    "http://10.99.0.1:8080/no-such-file", "http://10.99.0.1:8081/closed-port"):
-            answers(url)
-        run(*inside(B, sys.executable, "-c", CLIENT_UDP))
-        run(*inside(B, "ping", "-c", "5", "-i", "0.05", "10.99.0.1"))
-        run(*inside(B, "ping", "-c", "3", "-i", "0.05", "-s", "4000", "fd99::1"))
-        size = -1
-        while size != os.path.getsize(path):  # until nothing is added any more
-            size = os.path.getsize(path)
-            time.sleep(0.3)
+        with Servers(directory) as servers:
+            what(directory, servers)
+            size = -1
+            while size != os.path.getsize(path):  # until nothing is added any more
+                size = os.path.getsize(path)
+                time.sleep(0.3)
     finally:
         dump.terminate()
         dump.wait()
-        server.kill()
-        server.wait()
     return path
 
 
@@ -201,18 +286,22 @@ def resegmented(packets):
     return out
 
 
+def with_payload(packets, protocol, least=9):
+    return [i for i, (_, d) in enumerate(packets)
+            if layout(d) and layout(d)[0] == protocol and layout(d)[3] - layout(d)[2] >= least]
+
+
 def changed_byte(packets, protocol):
     out = copy(packets)
-    hits = [d for _, d in out if layout(d) and layout(d)[0] == protocol and layout(d)[3] > layout(d)[2] + 8]
-    data = hits[len(hits) // 2]
+    hits = with_payload(out, protocol)
+    data = out[hits[len(hits) // 2]][1]
     data[layout(data)[3] - 3] ^= 1
     return out
 
 
 def without_one(packets):
     out = copy(packets)
-    hits = [i for i, (_, d) in enumerate(out)
-            if layout(d) and layout(d)[0] == 6 and layout(d)[3] - layout(d)[2] > 500]
+    hits = with_payload(out, 6, 300)
     del out[hits[len(hits) // 2]]
     return out
 
@@ -227,7 +316,7 @@ def check(ok, what):
     return ok
 
 
-def run_cases(tool, directory, original):
+def run_cases(tool, directory, original, kind, expected):
     header, packets = load(original)
     path = os.path.join(directory, "copy.pcap")
 
@@ -237,34 +326,45 @@ def run_cases(tool, directory, original):
         good = code == status and isinstance(result, dict) and \
             result["released"] == result["primary_frames"] == len(packets) and \
             (status == 0) == (not result["divergences"])
-        return check(good, "%s: exit %d, expected %d%s" %
-                     (name, code, status, "" if good else ": %.2000s" % result))
+        return check(good, "%s, %s: exit %d, expected %d%s" %
+                     (kind, name, code, status, "" if good else ": %.2000s" % result))
 
     protocols = {layout(d)[0] for _, d in packets if layout(d)}
-    oks = [check({1, 6, 17, 58} <= protocols, "%d packets recorded, protocols %s" % (len(packets), protocols)),
+    oks = [check(expected <= protocols, "%s: %d packets recorded, protocols %s" % (kind, len(packets), protocols)),
            case("itself", packets, 0),
            case("itself, numbers exact", packets, 0, "--no-seq-rewrite"),
            case("delayed and reordered", delayed(packets), 0),
            case("other initial numbers", other_numbers(packets), 0),
            case("other initial numbers, exact", other_numbers(packets), 1, "--no-seq-rewrite"),
            case("cut differently", resegmented(packets), 0),
-           case("a TCP byte changed", changed_byte(packets, 6), 1),
-           case("a UDP byte changed", changed_byte(packets, 17), 1),
-           case("an ICMP byte changed", changed_byte(packets, 1), 1),
            case("a segment missing", without_one(packets), 1)]
+    oks += [case("a byte of protocol %d changed" % protocol, changed_byte(packets, protocol), 1)
+            for protocol in sorted(expected)]
+    return all(oks)
+
+
+def truncated(tool, directory, original):
+    """Bad input says which file, which packet and what is wrong."""
+    _, packets = load(original)
+    path = os.path.join(directory, "copy.pcap")
     with open(path, "wb") as f, open(original, "rb") as whole:
         f.write(whole.read()[:-7])
     code, message = replay(tool, original, path)
-    oks.append(check(code == 2 and "copy.pcap: packet %d" % len(packets) in message,
-                     "truncated file: exit %d, %r" % (code, message)))
-    return all(oks)
+    return check(code == 2 and "copy.pcap: packet %d" % len(packets) in message,
+                 "truncated file: exit %d, %r" % (code, message))
+
+
+# What is recorded, and the protocols that must be in it with a payload that can be changed.
+KINDS = ((web, {1, 6, 17}), (ssh, {6}), (iperf3, {6, 17}), (dns, {6, 17}))
+TOOLS = ("ip", "tcpdump", "curl", "ping", "ssh", "ssh-keygen", "dropbear", "dropbearkey", "iperf3", "dnsmasq", "dig")
 
 
 def main():
     tool = os.path.abspath(sys.argv[1])
-    for needed in ("ip", "tcpdump", "curl", "ping"):
-        if not shutil.which(needed):
-            skip("no " + needed)
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    missing = [needed for needed in TOOLS if not shutil.which(needed)]
+    if missing:
+        sys.exit("FAILED - missing programs: %s; deploy/install-deps --test installs them" % " ".join(missing))
     if os.geteuid() != 0:
         skip("network namespaces need root")
     try:
@@ -272,13 +372,17 @@ def main():
     except subprocess.CalledProcessError as e:
         lab_down()
         skip("no network namespaces: %s" % e.stderr.decode().strip())
+    good = True
     with tempfile.TemporaryDirectory(prefix="colo-captures-") as directory:
         os.chmod(directory, 0o755)  # tcpdump gives up root
         try:
-            original = record(directory)
+            originals = [(record(directory, what), what, expected) for what, expected in KINDS]
         finally:
             lab_down()
-        sys.exit(0 if run_cases(tool, directory, original) else 1)
+        for original, what, expected in originals:
+            good &= run_cases(tool, directory, original, what.__name__, expected)
+        good &= truncated(tool, directory, originals[0][0])
+    sys.exit(0 if good else 1)
 
 
 main()

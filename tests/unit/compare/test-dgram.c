@@ -186,6 +186,112 @@ START_TEST(unit_policies_of_arp_unknown_and_malformed)
 }
 END_TEST
 
+/* Ethernet frames of a guest that tells its neighbours where it is. */
+static const struct {
+    const char *name;
+    uint8_t bytes[90];
+    size_t len;
+} announcements[] = {
+    {"gratuitous ARP",
+     "\xff\xff\xff\xff\xff\xff\x52\x54\0\x12\x34\x56\x08\x06\0\x01\x08\0\x06\x04\0\x01"
+     "\x52\x54\0\x12\x34\x56\x0a\x4d\0\x02\0\0\0\0\0\0\x0a\x4d\0\x02",
+     42},
+    {"RARP",
+     "\xff\xff\xff\xff\xff\xff\x52\x54\0\x12\x34\x56\x80\x35\0\x01\x08\0\x06\x04\0\x03"
+     "\x52\x54\0\x12\x34\x56\0\0\0\0\x52\x54\0\x12\x34\x56\0\0\0\0",
+     60},
+    {"unsolicited neighbour advertisement",
+     "\x33\x33\0\0\0\x01\x52\x54\0\x12\x34\x56\x86\xdd\x60\0\0\0\0\x18\x3a\xff"
+     "\xfd\x77\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\xff\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\x01"
+     "\x88\0\xd4\xef\x20\0\0\0\xfd\x77\0\0\0\0\0\0\0\0\0\0\0\0\0\x02",
+     78},
+    {"MLD report",
+     "\x33\x33\0\0\0\x16\x52\x54\0\x12\x34\x56\x86\xdd\x60\0\0\0\0\x10\0\x01"
+     "\xfd\x77\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\xff\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\x16"
+     "\x3a\0\x05\x02\0\0\x01\0\x8f\0\xba\xc8\0\0\0\0",
+     70},
+    {"IGMP report",
+     "\x01\0\x5e\0\0\x16\x52\x54\0\x12\x34\x56\x08\0\x45\0\0\x24\0\0\0\0\x01\x02\0\0"
+     "\x0a\x4d\0\x02\xe0\0\0\x16\x22\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+     50},
+};
+
+START_TEST(unit_announcements_of_the_secondary_alone)
+{
+    for (size_t i = 0; i < G_N_ELEMENTS(announcements); i++) {
+        for (int ignore = 0; ignore < 2; ignore++) {
+            CompareConfig config;
+
+            compare_config_init(&config);
+            config.ignore_announcements = ignore;
+            Rig *rig = rig_new(__func__, &config);
+
+            rig_send_raw(rig, S, announcements[i].bytes, announcements[i].len, 0);
+            rig_send_raw(rig, S, announcements[i].bytes, announcements[i].len, 0);
+            rig_wait(rig, 200 * MS);
+            ck_assert_msg(rig_n_divergences(rig) == (ignore ? 0 : 1), "%s", announcements[i].name);
+            ck_assert_uint_eq(compare_stats(rig->compare)->announcements, ignore ? 2 : 0);
+            ck_assert_uint_eq(compare_stats(rig->compare)->held_frames[S], 0);
+            rig_free(rig);
+        }
+    }
+}
+END_TEST
+
+START_TEST(unit_announcements_of_the_primary_wait_for_the_secondary)
+{
+    for (size_t i = 0; i < G_N_ELEMENTS(announcements); i++) {
+        CompareConfig config;
+
+        compare_config_init(&config);
+        config.ignore_announcements = true;
+        Rig *rig = rig_new(__func__, &config);
+
+        rig_send_raw(rig, P, announcements[i].bytes, announcements[i].len, 0);
+        ck_assert_uint_eq(rig->released->len, 0);
+        rig_send_raw(rig, S, announcements[i].bytes, announcements[i].len, 0);
+        ck_assert_uint_eq(rig->released->len, 1);
+        rig_send_raw(rig, P, announcements[i].bytes, announcements[i].len, 0);
+        rig_wait(rig, 200 * MS);
+        ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_TIMEOUT_PRIMARY);
+        ck_assert_uint_eq(rig->released->len, 1);
+        rig_free(rig);
+    }
+}
+END_TEST
+
+START_TEST(err_what_only_resembles_an_announcement)
+{
+    /* An ARP request for another address; a solicited advertisement, to one host; all cut short. */
+    for (size_t i = 0; i < G_N_ELEMENTS(announcements); i++) {
+        for (int cut = 0; cut < 2; cut++) {
+            CompareConfig config;
+            uint8_t frame[sizeof(announcements[i].bytes)];
+            size_t len = announcements[i].len;
+
+            memcpy(frame, announcements[i].bytes, sizeof(frame));
+            if (cut)
+                len -= 20;
+            else if (i == 0)
+                frame[len - 1] ^= 1;
+            else if (i == 2 || i == 3)
+                frame[38] = 0xfd;
+            else
+                continue;
+            compare_config_init(&config);
+            config.ignore_announcements = true;
+            Rig *rig = rig_new(__func__, &config);
+
+            rig_send_raw(rig, S, frame, len, 0);
+            rig_wait(rig, 200 * MS);
+            ck_assert_msg(cut && i == 1 ? rig_n_divergences(rig) == 0 : rig_n_divergences(rig) == 1,
+                          "%s, %d", announcements[i].name, cut);
+            rig_free(rig);
+        }
+    }
+}
+END_TEST
+
 START_TEST(unit_one_side_far_ahead_and_reordered)
 {
     enum { N = 20000 };
@@ -209,4 +315,6 @@ CHECK_MAIN("compare-dgram", unit_udp_any_order_in_output_order,
            unit_udp_equal_payloads_pair_one_to_one, unit_udp_checksum_offload_does_not_matter,
            unit_udp_different_payload_waits_for_the_timeout, unit_udp_flows_do_not_mix,
            unit_icmp_and_icmpv6_whole_message, unit_policies_of_other_ip_protocols,
-           unit_policies_of_arp_unknown_and_malformed, unit_one_side_far_ahead_and_reordered)
+           unit_policies_of_arp_unknown_and_malformed, unit_announcements_of_the_secondary_alone,
+           unit_announcements_of_the_primary_wait_for_the_secondary,
+           err_what_only_resembles_an_announcement, unit_one_side_far_ahead_and_reordered)

@@ -99,6 +99,36 @@ START_TEST(life_frames_of_the_next_epoch_wait_for_its_commit)
 }
 END_TEST
 
+START_TEST(life_early_frames_without_room_keep_their_place)
+{
+    enum { FLOWS = 16 };
+    CompareConfig config;
+
+    compare_config_init(&config);
+    config.flows_max = FLOWS;
+    Rig *rig = rig_new(__func__, &config);
+
+    rig->epoch = 1;
+    for (uint16_t i = 0; i <= FLOWS; i++) { /* one more than there is room for */
+        rig->conn.dport = (uint16_t)(100 + i);
+        rig_udp(rig, P, "first");
+    }
+    compare_commit(rig->compare, 1, rig->now_ns);
+    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_FLOWS);
+    rig->conn.dport = 100;
+    rig_udp(rig, S, "first"); /* there is room again */
+    rig->conn.dport = 100 + FLOWS;
+    rig_udp(rig, P, "second");
+    ck_assert_int_eq(rig->last_result, -ENOBUFS); /* or it would leave before the first */
+    rig_checkpoint(rig);
+    rig_udp(rig, P, "second");
+    ck_assert_int_eq(rig->last_result, 0);
+    rig_udp(rig, S, "second");
+    ck_assert(rig_all_released_in_order(rig));
+    rig_free(rig);
+}
+END_TEST
+
 START_TEST(life_late_frames_of_an_old_epoch)
 {
     Rig *rig = rig_new(__func__, NULL);
@@ -415,7 +445,8 @@ END_TEST
 CHECK_MAIN("compare-engine", err_configuration_out_of_range, unit_names_and_policies,
            life_commit_releases_in_arrival_order_and_forgets_the_secondary,
            life_the_stream_goes_on_after_a_commit,
-           life_frames_of_the_next_epoch_wait_for_its_commit, life_late_frames_of_an_old_epoch,
+           life_frames_of_the_next_epoch_wait_for_its_commit,
+           life_early_frames_without_room_keep_their_place, life_late_frames_of_an_old_epoch,
            life_the_secondarys_ack_rolls_back_with_its_state,
            life_nothing_times_out_during_a_checkpoint, life_flush_releases_everything,
            unit_divergence_is_reported_once_per_flow_and_epoch, unit_frames_of_either_side_time_out,

@@ -318,6 +318,22 @@ START_TEST(unit_simultaneous_open)
 }
 END_TEST
 
+/* By the second time the rewriter knows the offset. */
+START_TEST(unit_repeated_syn_ack_of_the_secondary_is_translated)
+{
+    Rig *rig = rig_new(__func__, NULL);
+
+    rig_tcp(rig, P, SYN | ACK, 1000, 500, NULL);
+    rig_tcp(rig, S, SYN | ACK, 2000, 500, NULL);
+    rig_tcp(rig, S, SYN | ACK, 1000, 500, NULL);
+    rig_tcp(rig, S, SYN | ACK, 2000, 500, NULL);
+    rig_tcp(rig, P, SYN | ACK, 1000, 500, NULL);
+    rig_tcp(rig, P, ACK, 1001, 500, "x");
+    rig_tcp(rig, S, ACK, 1001, 500, "x");
+    expect_clean(rig);
+}
+END_TEST
+
 START_TEST(unit_syn_with_data)
 {
     Rig *rig = rig_new(__func__, NULL);
@@ -633,7 +649,8 @@ CHECK_MAIN("compare-tcp", unit_same_segments_match_whoever_is_first, unit_differ
            unit_pure_ack_waits_for_the_secondary, unit_data_leaves_with_the_ack_lowered,
            unit_syn_and_fin_are_not_sent_with_a_lowered_ack,
            unit_port_reuse_starts_a_new_comparison, unit_what_the_secondary_sends_before_its_syn,
-           unit_port_reuse_while_the_old_one_is_held, unit_simultaneous_open, unit_syn_with_data,
+           unit_port_reuse_while_the_old_one_is_held, unit_simultaneous_open,
+           unit_repeated_syn_ack_of_the_secondary_is_translated, unit_syn_with_data,
            unit_window_probes_pass, unit_seen_first_in_the_middle,
            unit_bytes_before_the_first_seen_are_compared_too, unit_initial_numbers_exact,
            unit_initial_numbers_learned, unit_ipv6_and_vlan_and_vnet,

@@ -4,9 +4,11 @@
 
 #include <check.h>
 #include <errno.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "bytes.h"
 #include "clock.h"
 
 static ssize_t
@@ -157,4 +159,83 @@ world_stats(const World *w)
 
     proxy_get_stats(w->proxy, &stats);
     return stats;
+}
+
+guint64 pair_wire_sequence;
+
+/* @number as the guest of World would send it. */
+size_t
+pair_encode(uint8_t *out, guint64 epoch, WireKind kind, guint8 nic, guint32 number, size_t len)
+{
+    static const uint8_t mac[6] = {0x52, 0x54, 0, 0x12, 0x34, 0x56};
+    uint8_t frame[2000] = {0};
+    uint8_t *ethernet = frame + WIRE_VNET_BYTES;
+
+    memset(ethernet, (int)(number & 0xff), len);
+    memset(ethernet, 0xff, 6);
+    memcpy(ethernet + 6, mac, 6);
+    be16_store(ethernet + 12, 0x88b5);
+    be32_store(ethernet + 14, number);
+    return wire_encode(out, &(WireFrame){.epoch = epoch,
+                                         .sequence = ++pair_wire_sequence,
+                                         .nic = nic,
+                                         .kind = kind,
+                                         .frame = frame,
+                                         .len = WIRE_VNET_BYTES + len});
+}
+
+void
+peer_says(int fd, guint64 epoch, guint32 number, size_t len)
+{
+    uint8_t message[4096];
+    size_t n = pair_encode(message, epoch, WIRE_EGRESS, 0, number, len);
+
+    ck_assert_int_eq(send(fd, message, n, MSG_NOSIGNAL), (ssize_t)n);
+}
+
+static bool
+recv_whole(int fd, uint8_t *bytes, size_t len, void (*meanwhile)(gpointer), gpointer user_data)
+{
+    int64_t deadline_ns = clock_now_ns() + WORLD_DEADLINE_MS * NS_PER_MS;
+
+    for (size_t got = 0; got < len;) {
+        ssize_t n = recv(fd, bytes + got, len - got, MSG_DONTWAIT);
+
+        if (n > 0)
+            got += (size_t)n;
+        else if (clock_now_ns() > deadline_ns || n == 0)
+            return false;
+        else if (meanwhile)
+            meanwhile(user_data);
+        else
+            g_usleep(50);
+    }
+    return true;
+}
+
+/* The next numbered frame that was mirrored; whatever else the kernel sends on a bridge is skipped.
+ * Returns its number. */
+guint32
+peer_next_copy(int fd, WireFrame *ret_frame, void (*meanwhile)(gpointer), gpointer user_data)
+{
+    static uint8_t bytes[WIRE_MESSAGE_MAX];
+    size_t n;
+
+    do {
+        ck_assert(recv_whole(fd, bytes, WIRE_HEADER_BYTES, meanwhile, user_data));
+        ck_assert(
+            recv_whole(fd, bytes + WIRE_HEADER_BYTES, be32_load(bytes + 4), meanwhile, user_data));
+        ck_assert_int_eq(wire_decode(bytes, sizeof(bytes), ret_frame, &n), WIRE_OK);
+        ck_assert_uint_eq(ret_frame->sequence, ++pair_wire_sequence);
+        ck_assert_int_eq(ret_frame->kind, WIRE_INGRESS);
+    } while (be16_load(ret_frame->frame + WIRE_VNET_BYTES + 12) != 0x88b5);
+    return be32_load(ret_frame->frame + WIRE_VNET_BYTES + 14);
+}
+
+void
+world_checkpoint_alone(World *w, guint64 epoch)
+{
+    world_mark(w, epoch);
+    proxy_release(w->proxy, epoch, 0, NULL, NULL);
+    world_ingress(w, true); /* carried out after it */
 }

@@ -2,6 +2,7 @@
 /* lockstep-world.h - two hosts in one process: a proxy, a guest, a bridge and a client on each */
 #pragma once
 
+#include "frame-wire.h"
 #include "proxy-world.h"
 
 /*
@@ -38,6 +39,21 @@ void pair_sockets(int fds[2]);
 void both_send(Pair *pair, guint32 number, size_t len);
 void world_pause(World *w);
 void world_commit(World *w, guint64 epoch);
+
+/* Where the test is the peer. */
+
+/** The number that the test's last message had; both directions use it. */
+extern guint64 pair_wire_sequence;
+/** A message with the numbered frame that a World's guest would send. Returns its length. */
+size_t pair_encode(guint8 *out, guint64 epoch, WireKind kind, guint8 nic, guint32 number,
+                   size_t len);
+void peer_says(int fd, guint64 epoch, guint32 number, size_t len);
+/** The next numbered frame that was mirrored; what else the kernel sends on a bridge is skipped.
+ * Calls @meanwhile (or NULL) while it waits. Returns the number. */
+guint32 peer_next_copy(int fd, WireFrame *ret_frame, void (*meanwhile)(gpointer),
+                       gpointer user_data);
+/** A checkpoint without the secondary's part. */
+void world_checkpoint_alone(World *w, guint64 epoch);
 
 ProxyStats world_stats(const World *w);
 /** Runs the main loop until @condition of the proxy's statistics holds. */

@@ -6,24 +6,24 @@
 #include <glib.h>
 #include <string.h>
 
-Rig
-rig_new(SegmentStyle style, uint32_t connections_max)
+RwRig
+rw_new(SegmentStyle style, uint32_t connections_max)
 {
     const RewriterConfig config = {.connections_max = connections_max, .hash_key = {1, 2}};
-    Rig rig = {.style = style, .now_ns = 1};
+    RwRig rig = {.style = style, .now_ns = 1};
 
     ck_assert_int_eq(rewriter_new(&config, &rig.rewriter), 0);
     return rig;
 }
 
 void
-rig_free(Rig *rig)
+rw_free(RwRig *rig)
 {
     rewriter_free(rig->rewriter);
 }
 
 const RewriterStats *
-rig_stats(const Rig *rig)
+rw_stats(const RwRig *rig)
 {
     return rewriter_stats(rig->rewriter);
 }
@@ -53,7 +53,7 @@ assert_rest_same(const uint8_t *before, const uint8_t *after, size_t len, bool e
 }
 
 static Segment
-send_through(Rig *rig, Segment s, bool egress)
+send_through(RwRig *rig, Segment s, bool egress)
 {
     static uint8_t frame[SEGMENT_FRAME_MAX], before[SEGMENT_FRAME_MAX];
 
@@ -76,13 +76,13 @@ send_through(Rig *rig, Segment s, bool egress)
 }
 
 Segment
-rig_out(Rig *rig, Segment segment)
+rw_out(RwRig *rig, Segment segment)
 {
     return send_through(rig, segment, true);
 }
 
 Segment
-rig_in(Rig *rig, Segment segment)
+rw_in(RwRig *rig, Segment segment)
 {
     return send_through(rig, segment, false);
 }
@@ -112,60 +112,60 @@ peer_says(uint8_t flags, uint32_t at, uint32_t ack, size_t len)
 }
 
 void
-rig_open_passive(Rig *rig)
+rw_open_passive(RwRig *rig)
 {
-    Segment s = rig_in(rig, peer_says(SYN, 0, 0, 0));
+    Segment s = rw_in(rig, peer_says(SYN, 0, 0, 0));
 
     ck_assert_uint_eq(s.ack, 0);
-    s = rig_out(rig, svm_says(SYN | ACK, 0, 1, 0));
+    s = rw_out(rig, svm_says(SYN | ACK, 0, 1, 0));
     ck_assert_uint_eq(s.seq, SVM_ISN);
     ck_assert_uint_eq(s.tsval, SVM_TS);
-    s = rig_in(rig, peer_says(ACK, 1, 1, 0));
+    s = rw_in(rig, peer_says(ACK, 1, 1, 0));
     ck_assert_uint_eq(s.ack, SVM_ISN + 1);
     ck_assert_uint_eq(s.tsecr, SVM_TS);
 }
 
 void
-rig_open_active(Rig *rig)
+rw_open_active(RwRig *rig)
 {
-    Segment s = rig_out(rig, svm_says(SYN, 0, 0, 0));
+    Segment s = rw_out(rig, svm_says(SYN, 0, 0, 0));
 
     ck_assert_uint_eq(s.seq, SVM_ISN);
-    s = rig_in(rig, peer_says(SYN | ACK, 0, 1, 0));
+    s = rw_in(rig, peer_says(SYN | ACK, 0, 1, 0));
     ck_assert_uint_eq(s.ack, SVM_ISN + 1);
     ck_assert_uint_eq(s.tsecr, SVM_TS);
-    s = rig_out(rig, svm_says(ACK, 1, 1, 0));
+    s = rw_out(rig, svm_says(ACK, 1, 1, 0));
     ck_assert_uint_eq(s.seq, PVM_ISN + 1);
 }
 
 void
-rig_assert_translated(Rig *rig)
+rw_assert_translated(RwRig *rig)
 {
-    Segment s = rig_out(rig, svm_says(ACK, 1, 1, 100));
+    Segment s = rw_out(rig, svm_says(ACK, 1, 1, 100));
 
     ck_assert_uint_eq(s.seq, PVM_ISN + 1);
     ck_assert_uint_eq(s.ack, PEER_ISN + 1);
     ck_assert_uint_eq(s.tsval, SVM_TS + TS_OFF + 1);
     ck_assert_uint_eq(s.tsecr, PEER_TS + 1);
-    s = rig_in(rig, peer_says(ACK, 1, 101, 0));
+    s = rw_in(rig, peer_says(ACK, 1, 101, 0));
     ck_assert_uint_eq(s.seq, PEER_ISN + 1);
     ck_assert_uint_eq(s.ack, SVM_ISN + 101);
 }
 
 void
-rig_assert_untouched(Rig *rig)
+rw_assert_untouched(RwRig *rig)
 {
-    Segment s = rig_out(rig, svm_says(ACK, 1, 1, 100));
+    Segment s = rw_out(rig, svm_says(ACK, 1, 1, 100));
 
     ck_assert_uint_eq(s.seq, SVM_ISN + 1);
     ck_assert_uint_eq(s.tsval, SVM_TS + 1);
-    s = rig_in(rig, peer_says(ACK, 1, 101, 0));
+    s = rw_in(rig, peer_says(ACK, 1, 101, 0));
     ck_assert_uint_eq(s.ack, PVM_ISN + 101);
     ck_assert_uint_eq(s.tsecr, SVM_TS + TS_OFF + 1);
 }
 
 void
-rig_each_style(void (*body)(Rig *rig))
+rw_each_style(void (*body)(RwRig *rig))
 {
     for (unsigned i = 0; i < 16; i++) {
         SegmentStyle style = {.ipv6 = i & 1,
@@ -173,9 +173,9 @@ rig_each_style(void (*body)(Rig *rig))
                               .n_vlans = (uint8_t)(i & 4 ? 1 + (i & 1) : 0),
                               .n_dest_options = (uint8_t)(i & 4 ? 2 : 0),
                               .n_nops = (uint8_t)(i & 8 ? 3 : 2)};
-        Rig rig = rig_new(style, 16);
+        RwRig rig = rw_new(style, 16);
 
         body(&rig);
-        rig_free(&rig);
+        rw_free(&rig);
     }
 }

@@ -16,36 +16,36 @@ enum {
 #define TS_OFF UINT32_C(0x00012345)
 #define PVM_ISN (SVM_ISN + SEQ_OFF)
 
-typedef struct Rig {
+typedef struct RwRig {
     Rewriter *rewriter;
     SegmentStyle style;
     int64_t now_ns;
-} Rig;
+} RwRig;
 
-Rig rig_new(SegmentStyle style, uint32_t connections_max);
-void rig_free(Rig *rig);
+RwRig rw_new(SegmentStyle style, uint32_t connections_max);
+void rw_free(RwRig *rig);
 
 /** Sends @segment (style is the rig's) through and returns it as it came out.
  *
  * Fails if the checksum is wrong then, or if anything changed but seq (egress), ack (ingress),
  * checksum and options.
  */
-Segment rig_out(Rig *rig, Segment segment);
-Segment rig_in(Rig *rig, Segment segment);
+Segment rw_out(RwRig *rig, Segment segment);
+Segment rw_in(RwRig *rig, Segment segment);
 
-const RewriterStats *rig_stats(const Rig *rig);
+const RewriterStats *rw_stats(const RwRig *rig);
 
 /** SVM's and the peer's numbers in what they say: offsets from their initial numbers. */
 Segment svm_says(uint8_t flags, uint32_t at, uint32_t ack, size_t len);
 Segment peer_says(uint8_t flags, uint32_t at, uint32_t ack, size_t len);
 
 /** A handshake begun by the peer, or by SVM; asserts that it is translated. */
-void rig_open_passive(Rig *rig);
-void rig_open_active(Rig *rig);
+void rw_open_passive(RwRig *rig);
+void rw_open_active(RwRig *rig);
 
 /** Asserts that data of SVM's and an acknowledgement of the peer's are translated, or are not. */
-void rig_assert_translated(Rig *rig);
-void rig_assert_untouched(Rig *rig);
+void rw_assert_translated(RwRig *rig);
+void rw_assert_untouched(RwRig *rig);
 
 /** Runs @body for IPv4 and IPv6, whole and partial checksums, VLAN tags, options at odd places. */
-void rig_each_style(void (*body)(Rig *rig));
+void rw_each_style(void (*body)(RwRig *rig));

@@ -58,6 +58,9 @@ segment_build(const Segment *s, uint8_t *buf)
                 .n_tcp_options = (uint8_t)put_options(s, options),
                 .payload = s->payload ? s->payload : zeroes,
                 .len = s->len};
+
+    if (s->style.priority_tag)
+        p.vlans[p.n_vlans++] = 0xa000; /* priority 5 */
     size_t len = packet_build(&p, buf);
     size_t l4 = len - s->len - 20 - 4u * p.n_tcp_options;
 

@@ -23,6 +23,7 @@ typedef struct SegmentStyle {
     bool ipv6;
     bool csum_partial;
     uint8_t n_vlans;
+    bool priority_tag; /* the innermost is VLAN 0 */
     uint8_t n_dest_options;
     uint8_t n_nops; /* before the other options: odd numbers put them at odd places */
 } SegmentStyle;

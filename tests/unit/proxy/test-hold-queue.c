@@ -286,8 +286,55 @@ START_TEST(unit_unrelease_keeps_the_mark)
 }
 END_TEST
 
+static void
+collect(const HeldFrame *frame, gpointer data)
+{
+    g_array_append_val((GArray *)data, frame->stamp);
+}
+
+START_TEST(unit_oldest_goes_first_and_the_rest_can_be_looked_at)
+{
+    HoldQueue *queue = hold_queue_new(HOLD_QUEUE_MIN_BYTES);
+    g_autoptr(GArray) seen = g_array_new(FALSE, FALSE, sizeof(int64_t));
+    uint8_t data[1000] = {0};
+    HeldFrame frames[8];
+
+    ck_assert(!hold_queue_peek_oldest(queue, frames));
+    /* Many times around the ring, so that every kind of wrap is met. */
+    for (int64_t i = 0; i < 5000; i++) {
+        memset(data, (int)i, sizeof(data));
+        uint8_t *place = hold_queue_append(queue, data, 24 + (size_t)(i * 7 % 900), i);
+
+        ck_assert_uint_eq(place[23], (uint8_t)i);
+        if (hold_queue_frames(queue) > 5)
+            hold_queue_drop_oldest(queue);
+        ck_assert(hold_queue_peek_oldest(queue, frames));
+        ck_assert_int_eq(frames[0].stamp, MAX(i - 4, 0));
+        ck_assert(hold_queue_has_held(queue));
+        ck_assert_uint_eq(hold_queue_peek_many(queue, frames, 8), 0);
+        g_array_set_size(seen, 0);
+        hold_queue_foreach(queue, collect, seen);
+        ck_assert_uint_eq(seen->len, hold_queue_frames(queue));
+        for (guint j = 0; j < seen->len; j++)
+            ck_assert_int_eq(g_array_index(seen, int64_t, j), MAX(i - 4, 0) + j);
+    }
+    hold_queue_release_all(queue);
+    ck_assert(!hold_queue_has_held(queue));
+    ck_assert_uint_eq(hold_queue_peek_many(queue, frames, 3), 3);
+    ck_assert_int_eq(frames[2].stamp, 4997);
+    ck_assert_uint_eq(hold_queue_peek_many(queue, frames, 8), 5);
+    /* Released and then dropped: the next one is held again. */
+    for (unsigned i = 0; i < 5; i++)
+        hold_queue_drop_oldest(queue);
+    (void)hold_queue_append(queue, data, 24, 1);
+    ck_assert_uint_eq(hold_queue_peek_many(queue, frames, 8), 0);
+    hold_queue_free(queue);
+}
+END_TEST
+
 CHECK_MAIN("hold-queue", unit_random_operations_agree_with_the_model,
            unit_wrap_around_keeps_small_frames_intact,
            unit_bound_leaves_room_for_the_largest_frame_or_none,
            unit_release_without_its_mark_releases_only_older_marks,
-           unit_too_many_marks_forget_the_oldest_and_release_less, unit_unrelease_keeps_the_mark)
+           unit_too_many_marks_forget_the_oldest_and_release_less, unit_unrelease_keeps_the_mark,
+           unit_oldest_goes_first_and_the_rest_can_be_looked_at)

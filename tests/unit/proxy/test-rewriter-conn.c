@@ -28,7 +28,7 @@ enum {
     PEER = 0x2000,
     PENDING = 0x900000,
     PEND_NUMBER = 0x5555,
-    ALL_FLAGS = (REWRITER_PEND_ACK << 1) - 1,
+    ALL_FLAGS = (REWRITER_CONN_REFUSED << 1) - 1,
     PENDS = REWRITER_PEND_SYN | REWRITER_PEND_SYN_ACK | REWRITER_PEND_ACK,
     CLOSINGS = REWRITER_CONN_FIN_IN | REWRITER_CONN_FIN_OUT | REWRITER_CONN_RESET,
 };
@@ -51,6 +51,8 @@ consistent(const RewriterConn *c)
     if (c->phase == REWRITER_SILENT)
         return !(f & ~PENDS);
     if ((f & (CLOSINGS | REWRITER_CONN_TS_OFF)) && !known(c) && c->phase != REWRITER_UNTRACKED)
+        return false;
+    if ((f & REWRITER_CONN_REFUSED) && (known(c) || !(f & REWRITER_CONN_ACTIVE)))
         return false;
     if ((f & REWRITER_CONN_TS_OFF) && !(f & REWRITER_CONN_TSVAL))
         return false;

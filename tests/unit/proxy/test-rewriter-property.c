@@ -8,10 +8,10 @@
  * application on MiniTcp with other initial numbers and clocks. Checkpoints come at random, and
  * in half of the cases a takeover.
  *
- *   gated      PVM's frames are held until SVM, translated, has said as much; after 200 ms without
- *              that there is a checkpoint. Nothing may ever be translated wrongly, and every
- *              connection ends as its applications want it, through the takeover too.
- *   not gated  PVM's frames leave at once, so SVM may be late for anything. A wrong offset is
+ *   gated      PVM's frames are held by the comparison engine until SVM, translated, has said as
+ *              much; a divergence (200 ms without that, say) is a checkpoint. Nothing may ever be
+ * translated wrongly, and every connection ends as its applications want it, through the takeover
+ * too. not gated  PVM's frames leave at once, so SVM may be late for anything. A wrong offset is
  *              possible where the peer acknowledges data of PVM before SVM is through with the
  *              handshake, if the first acknowledgement got lost on the way to SVM, or was
  *              under way when SVM, right after a checkpoint, repeated its SYN-ACK. Counted: rare.
@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "check-main.h"
+#include "compare.h"
 #include "mini-tcp.h"
 #include "rewriter.h"
 #include "seq.h"
@@ -34,7 +35,7 @@ enum {
     MAX_CONNS = 3,
     MAX_INCS = 4,
     MAX_FLYING = 4096,
-    MAX_HELD = 512,
+    MAX_COOKIES = 8192,
     COMPARE_TIMEOUT_MS = 200,
     CASE_MAX_MS = 60000,
     /* How far a translated TSval may be from PVM's clock: lag, and repetitions of a SYN. */
@@ -68,12 +69,6 @@ typedef struct Wire {
     int64_t at_ms;
 } Wire;
 
-/* What SVM has said, as the comparison sees it. */
-typedef struct Said {
-    uint32_t inc, end, ack;
-    bool syn, rst, has_ack;
-} Said;
-
 typedef struct Conn {
     World *world;
     int index;
@@ -82,17 +77,18 @@ typedef struct Conn {
     MiniApp app[2]; /* guests', peer's */
     MiniTcp end[N_ENDS];
     int64_t open_at[N_ENDS]; /* 0: not to */
-    Said said;
-    Wire held[MAX_HELD];
-    int64_t held_since[MAX_HELD];
-    int n_held;
-    int64_t lonely_since; /* SVM goes on though the others are through */
-    bool tainted;         /* not gated: the offset is wrong until the next checkpoint */
+    int64_t lonely_since;    /* SVM goes on though the others are through */
+    uint32_t refused_ack;    /* what SVM has reset last while it waited for a SYN-ACK */
+    bool refused;
+    bool tainted; /* not gated: the offset is wrong until the next checkpoint */
 } Conn;
 
 struct World {
     GRand *rand;
     Rewriter *rewriter;
+    Compare *compare; /* gated only */
+    uint64_t epoch, n_cookies;
+    bool diverged;
     Conn conns[MAX_CONNS];
     int n_conns;
     bool gated, alone, ring_losses, ipv6;
@@ -100,6 +96,10 @@ struct World {
     int64_t now_ms, takeover_at, ring_at[2];
     Wire flying[MAX_FLYING];
     int n_flying;
+    struct {
+        int conn;
+        uint32_t inc;
+    } cookies[MAX_COOKIES]; /* of the primary's frames */
 };
 
 typedef struct Totals {
@@ -157,24 +157,39 @@ into_ring(World *w, const Wire *wire, int side)
     fly(w, wire, side == SVM ? TO_SVM_RING : TO_PVM_RING, w->ring_at[side]);
 }
 
-static Segment
-through_rewriter(World *w, const Wire *wire)
+static size_t
+build(const World *w, const Wire *wire, uint8_t *frame)
 {
-    static uint8_t frame[SEGMENT_FRAME_MAX];
     Segment s = wire->s;
 
     s.style = (SegmentStyle){.ipv6 = w->ipv6, .n_nops = 2};
     s.payload = wire->payload;
     s.peer_port = (uint16_t)(4000 + wire->conn);
-    size_t len = segment_build(&s, frame);
+    return segment_build(&s, frame);
+}
 
-    if (s.egress)
-        rewriter_egress(w->rewriter, frame, len, w->now_ms * 1000000);
-    else
-        rewriter_ingress(w->rewriter, frame, len, w->now_ms * 1000000);
+static Segment
+read_back(const Wire *wire, const uint8_t *frame, size_t len)
+{
+    Segment s = wire->s;
+
+    s.style.n_nops = 2;
     must(segment_checksum_ok(frame, len));
     segment_read(frame, len, &s);
     return s;
+}
+
+static Segment
+through_rewriter(World *w, const Wire *wire)
+{
+    static uint8_t frame[SEGMENT_FRAME_MAX];
+    size_t len = build(w, wire, frame);
+
+    if (wire->s.egress)
+        rewriter_egress(w->rewriter, frame, len, w->now_ms * 1000000);
+    else
+        rewriter_ingress(w->rewriter, frame, len, w->now_ms * 1000000);
+    return read_back(wire, frame, len);
 }
 
 /* --- what must hold --- */
@@ -220,7 +235,9 @@ static void
 check_ingress(Conn *c, const Segment *before, const Segment *after, uint32_t inc)
 {
     const MiniTcp *svm = &c->end[SVM], *peer = &c->end[PEER];
-    bool waits_for_syn_ack = svm->state == MINI_SYN_SENT && !(before->flags & SYN);
+    bool waits_for_syn_ack =
+        svm->state == MINI_SYN_SENT &&
+        (!(before->flags & SYN) || (c->refused && c->refused_ack == before->ack));
 
     must(after->seq == before->seq && after->tsval == before->tsval);
     if (svm->inc != inc || svm->state == MINI_CLOSED || peer->inc != inc || !peer->has_irs ||
@@ -253,69 +270,62 @@ check_end(const Conn *c)
 
 /* --- the pair --- */
 
+/* The engine says that a frame of PVM's may leave, perhaps with a lowered ack. */
 static void
-note_said(Conn *c, const Segment *s, uint32_t inc)
+on_release(void *opaque, const CompareRelease *release)
 {
-    uint32_t end = s->seq + (uint32_t)s->len + ((s->flags & FIN) != 0);
-    Said *said = &c->said;
+    World *w = opaque;
+    Wire wire = {.conn = w->cookies[release->cookie % MAX_COOKIES].conn,
+                 .inc = w->cookies[release->cookie % MAX_COOKIES].inc,
+                 .s = {.egress = true}};
+    Frame f;
 
-    if (said->inc != inc)
-        *said = (Said){.inc = inc, .end = end};
-    if (s->flags & SYN)
-        said->syn = true;
-    if (s->flags & RST)
-        said->rst = true;
-    if (!(s->flags & (SYN | RST)))
-        said->end = seq_lt(said->end, end) || !said->has_ack ? end : said->end;
-    if ((s->flags & ACK) && (!said->has_ack || seq_lt(said->ack, s->ack))) {
-        said->ack = s->ack;
-        said->has_ack = true;
+    frame_parse(release->bytes, release->len, release->vnet_hdr_len, &f);
+    wire.s.len = f.payload_len;
+    memcpy(wire.payload, release->bytes + f.payload_off, f.payload_len);
+    /* Timestamps come first in the options, and are in all but RSTs; then SACK blocks. */
+    size_t options = f.payload_off - f.l4_off - 20;
+
+    wire.s.has_ts = options >= 12;
+    wire.s.n_sacks = options > 12;
+    wire.s = read_back(&wire, release->bytes, release->len);
+    over_network(w, &wire, TO_PEER);
+}
+
+static void
+on_divergence(void *opaque, const CompareDivergence *divergence)
+{
+    World *w = opaque;
+
+    if (g_getenv("COLO_TEST_TRACE"))
+        g_printerr("%6d divergence: %s\n", (int)w->now_ms, compare_rule_name(divergence->rule));
+    w->diverged = true;
+}
+
+static void
+to_compare(World *w, const Wire *wire, CompareSide side)
+{
+    static uint8_t frame[SEGMENT_FRAME_MAX];
+    CompareFrame f = {.bytes = frame,
+                      .len = (uint32_t)build(w, wire, frame),
+                      .vnet_hdr_len = SEGMENT_VNET_BYTES,
+                      .epoch = w->epoch};
+
+    if (side == COMPARE_PRIMARY) {
+        f.cookie = w->n_cookies++;
+        w->cookies[f.cookie % MAX_COOKIES].conn = wire->conn;
+        w->cookies[f.cookie % MAX_COOKIES].inc = wire->inc;
     }
-}
-
-static bool
-said_as_much(const Conn *c, const Wire *wire)
-{
-    const Segment *s = &wire->s;
-    const Said *said = &c->said;
-    uint32_t end = s->seq + (uint32_t)s->len + ((s->flags & FIN) != 0);
-
-    if (wire->inc < said->inc)
-        return true;
-    if (wire->inc > said->inc)
-        return false;
-    if (s->flags & RST)
-        return said->rst;
-    if ((s->flags & ACK) && (!said->has_ack || seq_gt(s->ack, said->ack)))
-        return false;
-    return s->flags & SYN                 ? said->syn
-           : !s->len && !(s->flags & FIN) ? true
-                                          : seq_leq(end, said->end);
+    must(compare_submit(w->compare, side, &f, w->now_ms * 1000000) == 0);
 }
 
 static void
-release(World *w, Conn *c, bool all)
+from_pvm(World *w, const Wire *wire)
 {
-    int n = 0;
-
-    while (n < c->n_held && (all || said_as_much(c, &c->held[n])))
-        over_network(w, &c->held[n++], TO_PEER);
-    c->n_held -= n;
-    memmove(c->held, c->held + n, (size_t)c->n_held * sizeof(c->held[0]));
-    memmove(c->held_since, c->held_since + n, (size_t)c->n_held * sizeof(c->held_since[0]));
-}
-
-static void
-from_pvm(World *w, Conn *c, const Wire *wire)
-{
-    if (!w->gated) {
+    if (w->gated)
+        to_compare(w, wire, COMPARE_PRIMARY);
+    else
         over_network(w, wire, TO_PEER);
-        return;
-    }
-    g_assert_cmpint(c->n_held, <, MAX_HELD);
-    c->held[c->n_held] = *wire;
-    c->held_since[c->n_held++] = w->now_ms;
-    release(w, c, false);
 }
 
 static void
@@ -324,13 +334,15 @@ from_svm(World *w, Conn *c, Wire *wire)
     Segment s = through_rewriter(w, wire);
 
     check_egress(c, &wire->s, &s);
-    wire->s = s;
-    if (w->alone) {
-        over_network(w, wire, TO_PEER);
-        return;
+    if ((wire->s.flags & (RST | ACK)) == RST && c->end[SVM].state == MINI_SYN_SENT) {
+        c->refused = true;
+        c->refused_ack = wire->s.seq;
     }
-    note_said(c, &s, wire->inc);
-    release(w, c, false);
+    wire->s = s;
+    if (w->alone)
+        over_network(w, wire, TO_PEER);
+    else if (w->gated)
+        to_compare(w, wire, COMPARE_SECONDARY);
 }
 
 static void
@@ -356,7 +368,7 @@ emit(void *opaque, MiniTcp *tcp, const Segment *s)
     if (end->side == PEER)
         over_network(c->world, &wire, TO_PROXY);
     else if (end->side == PVM)
-        from_pvm(c->world, c, &wire);
+        from_pvm(c->world, &wire);
     else
         from_svm(c->world, c, &wire);
 }
@@ -451,6 +463,9 @@ checkpoint(World *w)
         g_printerr("%6d checkpoint\n", (int)w->now_ms);
     if (!chance(w, 10)) /* mostly, the rings are empty when the guests stop */
         deliver_due(w, true);
+    w->epoch++;
+    if (w->gated)
+        must(compare_begin_checkpoint(w->compare, w->epoch) == 0);
     rewriter_commit(w->rewriter);
     for (int i = 0; i < w->n_conns; i++) {
         Conn *c = &w->conns[i];
@@ -459,14 +474,10 @@ checkpoint(World *w)
         c->end[SVM] = *pvm;
         c->open_at[SVM] = c->open_at[PVM];
         c->tainted = false;
-        c->said = (Said){.inc = pvm->inc,
-                         .end = pvm->isn + pvm->max,
-                         .ack = pvm->irs + pvm->rcv,
-                         .syn = pvm->state != MINI_CLOSED,
-                         .has_ack = pvm->has_irs,
-                         .rst = pvm->state == MINI_DONE};
-        release(w, c, true);
     }
+    if (w->gated)
+        must(compare_commit(w->compare, w->epoch, w->now_ms * 1000000) == 0);
+    w->diverged = false;
     totals.checkpoints++;
 }
 
@@ -479,7 +490,6 @@ takeover(World *w)
     for (int i = 0; i < w->n_conns; i++) {
         Conn *c = &w->conns[i];
 
-        c->n_held = 0;
         totals.through_takeover += c->end[PEER].state == MINI_OPEN;
         if (c->open_at[PVM]) /* what PVM had opened already SVM will */
             c->open_at[PVM] = 0;
@@ -523,7 +533,7 @@ next_connection(World *w, Conn *c)
     if (c->inc)
         check_end(c);
     c->inc++;
-    c->tainted = false;
+    c->tainted = c->refused = false;
     c->kind = below(w, N_KINDS);
     c->app[0] = random_app(w, true);
     c->app[1] = random_app(w, true);
@@ -554,16 +564,15 @@ run_ends(World *w, Conn *c)
     }
 }
 
-/* True: the comparison wants a checkpoint. */
+/* True: SVM goes on with what the others are through with, and needs a checkpoint. */
 static bool
-diverged(World *w, Conn *c)
+lonely(World *w, Conn *c)
 {
     if (w->alone)
         return false;
     if (!conn_idle(c, false) || conn_idle(c, true))
         c->lonely_since = w->now_ms;
-    return (c->n_held && w->now_ms - c->held_since[0] > COMPARE_TIMEOUT_MS) ||
-           w->now_ms - c->lonely_since > COMPARE_TIMEOUT_MS;
+    return w->now_ms - c->lonely_since > 2 * COMPARE_TIMEOUT_MS;
 }
 
 static void
@@ -575,11 +584,13 @@ tick(World *w)
     deliver_due(w, false);
     for (int i = 0; i < w->n_conns; i++) {
         run_ends(w, &w->conns[i]);
-        wants_checkpoint |= diverged(w, &w->conns[i]);
+        wants_checkpoint |= lonely(w, &w->conns[i]);
         if (conn_idle(&w->conns[i], true) && w->conns[i].inc < MAX_INCS)
             next_connection(w, &w->conns[i]);
     }
-    if (wants_checkpoint)
+    if (w->gated && !w->alone)
+        compare_tick(w->compare, w->now_ms * 1000000);
+    if (!w->alone && (wants_checkpoint || w->diverged))
         checkpoint(w);
     if (w->takeover_at && w->now_ms >= w->takeover_at)
         takeover(w);
@@ -592,6 +603,20 @@ all_done(const World *w)
         if (w->conns[i].inc < MAX_INCS || !conn_idle(&w->conns[i], true))
             return false;
     return true;
+}
+
+static void
+make_compare(World *w, uint32_t seed)
+{
+    const CompareOps ops = {on_release, on_divergence};
+    CompareConfig config;
+
+    compare_config_init(&config);
+    config.timeout_ns = COMPARE_TIMEOUT_MS * INT64_C(1000000);
+    config.memory_max_bytes = 1 << 20;
+    config.flows_max = 64;
+    config.hash_key[0] = seed;
+    g_assert_cmpint(compare_new(&config, &ops, w, &w->compare), ==, 0);
 }
 
 static void
@@ -611,6 +636,7 @@ run_case(World *w, uint32_t seed)
     w->lag_ms = chance(w, 20) ? 100 : 1 + below(w, 20);
     w->loss_percent = chance(w, 30) ? 0 : below(w, 12);
     w->takeover_at = w->gated && chance(w, 70) ? 1 + below(w, 1200) : 0;
+    make_compare(w, seed);
     for (int i = 0; i < w->n_conns; i++) {
         w->conns[i].world = w;
         w->conns[i].index = i;
@@ -626,6 +652,7 @@ run_case(World *w, uint32_t seed)
     totals.early += (unsigned)rewriter_stats(w->rewriter)->early;
     totals.learned += (unsigned)rewriter_stats(w->rewriter)->learned;
     must(rewriter_stats(w->rewriter)->untracked_full == 0);
+    compare_free(w->compare);
     rewriter_free(w->rewriter);
     g_rand_free(w->rand);
 }

@@ -23,18 +23,18 @@ of_connection(uint32_t n, Segment s)
 }
 
 static void
-open_connection(Rig *rig, uint32_t n)
+open_connection(RwRig *rig, uint32_t n)
 {
-    rig_in(rig, of_connection(n, peer_says(SYN, 0, 0, 0)));
-    rig_out(rig, of_connection(n, svm_says(SYN | ACK, 0, 1, 0)));
-    rig_in(rig, of_connection(n, peer_says(ACK, 1, 1, 0)));
-    rig_out(rig, of_connection(n, svm_says(ACK, 1, 1, 0)));
+    rw_in(rig, of_connection(n, peer_says(SYN, 0, 0, 0)));
+    rw_out(rig, of_connection(n, svm_says(SYN | ACK, 0, 1, 0)));
+    rw_in(rig, of_connection(n, peer_says(ACK, 1, 1, 0)));
+    rw_out(rig, of_connection(n, svm_says(ACK, 1, 1, 0)));
 }
 
 static bool
-is_translated(Rig *rig, uint32_t n)
+is_translated(RwRig *rig, uint32_t n)
 {
-    return rig_out(rig, of_connection(n, svm_says(ACK, 1, 1, 10))).seq == PVM_ISN + 1;
+    return rw_out(rig, of_connection(n, svm_says(ACK, 1, 1, 10))).seq == PVM_ISN + 1;
 }
 
 START_TEST(err_new_out_of_range)
@@ -56,27 +56,27 @@ END_TEST
 START_TEST(sec_r3_full_table_is_never_wiped)
 {
     enum { MAX = 1000 };
-    Rig rig = rig_new((SegmentStyle){0}, MAX);
+    RwRig rig = rw_new((SegmentStyle){0}, MAX);
 
     for (uint32_t n = 0; n < MAX; n++)
         open_connection(&rig, n);
     for (uint32_t n = MAX; n < MAX + 10; n++)
         open_connection(&rig, n);
     /* SYN and SYN-ACK of each were refused. */
-    ck_assert_uint_eq(rig_stats(&rig)->untracked_full, 20);
-    ck_assert_uint_eq(rig_stats(&rig)->connections_open, MAX);
-    ck_assert_uint_eq(rig_stats(&rig)->evicted, 0);
+    ck_assert_uint_eq(rw_stats(&rig)->untracked_full, 20);
+    ck_assert_uint_eq(rw_stats(&rig)->connections_open, MAX);
+    ck_assert_uint_eq(rw_stats(&rig)->evicted, 0);
     for (uint32_t n = 0; n < MAX + 10; n++)
         ck_assert_int_eq(is_translated(&rig, n), n < MAX);
 
     /* One that closes makes room for one. */
-    rig_out(&rig, of_connection(500, svm_says(FIN | ACK, 11, 1, 0)));
-    rig_in(&rig, of_connection(500, peer_says(FIN | ACK, 1, 12, 0)));
+    rw_out(&rig, of_connection(500, svm_says(FIN | ACK, 11, 1, 0)));
+    rw_in(&rig, of_connection(500, peer_says(FIN | ACK, 1, 12, 0)));
     open_connection(&rig, MAX + 20);
     open_connection(&rig, MAX + 21);
     for (uint32_t n = 0; n < MAX + 22; n++)
         ck_assert_int_eq(is_translated(&rig, n), (n < MAX && n != 500) || n == MAX + 20);
-    ck_assert_uint_eq(rig_stats(&rig)->evicted, 1);
+    ck_assert_uint_eq(rw_stats(&rig)->evicted, 1);
 
     /* After a commit all of it is free again, without a walk. */
     rewriter_commit(rig.rewriter);
@@ -84,22 +84,44 @@ START_TEST(sec_r3_full_table_is_never_wiped)
         open_connection(&rig, n);
     for (uint32_t n = 0; n < 3 * MAX; n++)
         ck_assert_int_eq(is_translated(&rig, n), n >= 2 * MAX);
-    ck_assert_uint_eq(rig_stats(&rig)->evicted, 1);
-    rig_free(&rig);
+    ck_assert_uint_eq(rw_stats(&rig)->evicted, 1);
+    rw_free(&rig);
+}
+END_TEST
+
+/* What a commit has forgotten makes room before anything that is of use. */
+START_TEST(sec_r3_forgotten_ones_go_first)
+{
+    enum { MAX = 20 };
+    RwRig rig = rw_new((SegmentStyle){0}, MAX);
+
+    for (uint32_t n = 0; n < MAX; n++)
+        open_connection(&rig, n);
+    rewriter_commit(rig.rewriter);
+    for (uint32_t n = MAX; n < 2 * MAX; n++)
+        rw_in(&rig, of_connection(n, peer_says(SYN, 0, 0, 0)));
+    ck_assert_uint_eq(rw_stats(&rig)->connections, MAX);
+    ck_assert_uint_eq(rw_stats(&rig)->evicted, 0);
+    rewriter_commit(rig.rewriter);
+    for (uint32_t n = 0; n < MAX; n++)
+        open_connection(&rig, n);
+    ck_assert_uint_eq(rw_stats(&rig)->connections_open, MAX);
+    ck_assert_uint_eq(rw_stats(&rig)->evicted, 0);
+    rw_free(&rig);
 }
 END_TEST
 
 START_TEST(sec_more_than_100000_connections)
 {
     enum { N = 120000 };
-    Rig rig = rig_new((SegmentStyle){0}, N);
+    RwRig rig = rw_new((SegmentStyle){0}, N);
 
     for (uint32_t n = 0; n < N; n++)
         open_connection(&rig, n);
     for (uint32_t n = 0; n < N; n++)
         ck_assert(is_translated(&rig, n));
-    ck_assert_uint_eq(rig_stats(&rig)->connections_open, N);
-    rig_free(&rig);
+    ck_assert_uint_eq(rw_stats(&rig)->connections_open, N);
+    rw_free(&rig);
 }
 END_TEST
 
@@ -108,30 +130,30 @@ END_TEST
 START_TEST(sec_half_open_flood)
 {
     enum { MAX = 100, OPEN = 50, FLOOD = 5000 };
-    Rig rig = rig_new((SegmentStyle){0}, MAX);
+    RwRig rig = rw_new((SegmentStyle){0}, MAX);
 
     for (uint32_t n = 0; n < OPEN; n++)
         open_connection(&rig, n);
     for (uint32_t n = 0; n < FLOOD; n++) {
-        rig_in(&rig, of_connection(10000 + n, peer_says(SYN, 0, 0, 0)));
-        rig_out(&rig, of_connection(10000 + n, svm_says(SYN | ACK, 0, 1, 0)));
+        rw_in(&rig, of_connection(10000 + n, peer_says(SYN, 0, 0, 0)));
+        rw_out(&rig, of_connection(10000 + n, svm_says(SYN | ACK, 0, 1, 0)));
         if (n % 20 == 0) /* a handshake in the middle of it, one that takes its time */
-            rig_in(&rig, of_connection(5000 + n, peer_says(SYN, 0, 0, 0)));
+            rw_in(&rig, of_connection(5000 + n, peer_says(SYN, 0, 0, 0)));
         if (n % 20 == 10) {
             uint32_t slow = 5000 + n - 10;
 
-            rig_out(&rig, of_connection(slow, svm_says(SYN | ACK, 0, 1, 0)));
-            Segment ack = rig_in(&rig, of_connection(slow, peer_says(ACK, 1, 1, 0)));
+            rw_out(&rig, of_connection(slow, svm_says(SYN | ACK, 0, 1, 0)));
+            Segment ack = rw_in(&rig, of_connection(slow, peer_says(ACK, 1, 1, 0)));
 
             ck_assert_uint_eq(ack.ack, SVM_ISN + 1);
-            rig_out(&rig, of_connection(slow, svm_says(RST, 1, 0, 0)));
+            rw_out(&rig, of_connection(slow, svm_says(RST, 1, 0, 0)));
         }
     }
     for (uint32_t n = 0; n < OPEN; n++)
         ck_assert(is_translated(&rig, n));
-    ck_assert_uint_eq(rig_stats(&rig)->untracked_full, 0);
-    ck_assert_uint_eq(rig_stats(&rig)->connections, MAX);
-    rig_free(&rig);
+    ck_assert_uint_eq(rw_stats(&rig)->untracked_full, 0);
+    ck_assert_uint_eq(rw_stats(&rig)->connections, MAX);
+    rw_free(&rig);
 }
 END_TEST
 
@@ -139,17 +161,17 @@ END_TEST
 START_TEST(sec_ack_flood_opens_nothing)
 {
     enum { MAX = 100 };
-    Rig rig = rig_new((SegmentStyle){0}, MAX);
+    RwRig rig = rw_new((SegmentStyle){0}, MAX);
 
     for (uint32_t n = 0; n < 10 * MAX; n++) {
-        rig_in(&rig, of_connection(n, peer_says(SYN, 0, 0, 0)));
-        rig_out(&rig, of_connection(n, svm_says(SYN | ACK, 0, 1, 0)));
-        rig_in(&rig, of_connection(n, peer_says(ACK, 1, n, 0)));
+        rw_in(&rig, of_connection(n, peer_says(SYN, 0, 0, 0)));
+        rw_out(&rig, of_connection(n, svm_says(SYN | ACK, 0, 1, 0)));
+        rw_in(&rig, of_connection(n, peer_says(ACK, 1, n, 0)));
     }
-    ck_assert_uint_eq(rig_stats(&rig)->connections_open, 0);
+    ck_assert_uint_eq(rw_stats(&rig)->connections_open, 0);
     open_connection(&rig, 20 * MAX);
     ck_assert(is_translated(&rig, 20 * MAX));
-    rig_free(&rig);
+    rw_free(&rig);
 }
 END_TEST
 
@@ -219,7 +241,7 @@ START_TEST(sec_no_allocation_after_start)
 {
     static uint8_t frame[SEGMENT_FRAME_MAX];
     unsigned before = n_allocations;
-    Rig rig = rig_new((SegmentStyle){.n_nops = 2}, 100);
+    RwRig rig = rw_new((SegmentStyle){.n_nops = 2}, 100);
     unsigned started = n_allocations;
 
     ck_assert_uint_gt(started, before); /* so they are counted */
@@ -246,13 +268,13 @@ START_TEST(sec_no_allocation_after_start)
             g_assert_cmpuint(n_allocations, ==, passing);
         }
     }
-    ck_assert_uint_gt(rig_stats(&rig)->learned, 300);
-    rig_free(&rig);
+    ck_assert_uint_gt(rw_stats(&rig)->learned, 300);
+    rw_free(&rig);
 }
 END_TEST
 
 static void
-assert_untouched(Rig *rig, uint8_t *frame, size_t len)
+assert_untouched(RwRig *rig, uint8_t *frame, size_t len)
 {
     g_autofree uint8_t *before = g_memdup2(frame, len);
 
@@ -266,9 +288,9 @@ START_TEST(sec_fragments_and_others_pass)
 {
     static uint8_t frame[PACKET_MAX];
     static const uint8_t payload[3000] = {1};
-    Rig rig = rig_new((SegmentStyle){0}, 16);
+    RwRig rig = rw_new((SegmentStyle){0}, 16);
 
-    rig_open_passive(&rig);
+    rw_open_passive(&rig);
     for (int i = 0; i < 2; i++) {
         Packet p = {.ipv6 = i,
                     .vnet_hdr_len = 10,
@@ -290,8 +312,8 @@ START_TEST(sec_fragments_and_others_pass)
         p.protocol = 17;
         assert_untouched(&rig, frame, packet_build(&p, frame));
     }
-    ck_assert_uint_eq(rig_stats(&rig)->fragments, 8);
-    rig_free(&rig);
+    ck_assert_uint_eq(rw_stats(&rig)->fragments, 8);
+    rw_free(&rig);
 }
 END_TEST
 
@@ -303,10 +325,10 @@ START_TEST(sec_cut_short)
     SegmentStyle styles[] = {{.n_nops = 2}, {.ipv6 = true, .n_vlans = 2, .n_dest_options = 3}};
 
     for (size_t i = 0; i < G_N_ELEMENTS(styles); i++) {
-        Rig rig = rig_new(styles[i], 16);
+        RwRig rig = rw_new(styles[i], 16);
 
-        rig_open_passive(&rig);
-        rig_assert_translated(&rig);
+        rw_open_passive(&rig);
+        rw_assert_translated(&rig);
         Segment s = svm_says(ACK, 1, 1, 0);
 
         s.style = rig.style;
@@ -319,7 +341,7 @@ START_TEST(sec_cut_short)
             rewriter_egress(rig.rewriter, cut, len, 1);
             rewriter_ingress(rig.rewriter, cut, len, 1);
         }
-        rig_free(&rig);
+        rw_free(&rig);
     }
 }
 END_TEST
@@ -338,9 +360,9 @@ START_TEST(sec_option_lengths)
     static uint8_t frame[SEGMENT_FRAME_MAX];
 
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
-        Rig rig = rig_new((SegmentStyle){.n_nops = 2, .csum_partial = true}, 16);
+        RwRig rig = rw_new((SegmentStyle){.n_nops = 2, .csum_partial = true}, 16);
 
-        rig_open_passive(&rig);
+        rw_open_passive(&rig);
         Segment s = peer_says(ACK, 1, 1, 4);
 
         s.style = rig.style;
@@ -351,12 +373,12 @@ START_TEST(sec_option_lengths)
         rewriter_ingress(rig.rewriter, frame, len, 1);
         ck_assert_mem_eq(options, cases[i], 12);
         ck_assert_uint_eq(be32_load(options - 12), SVM_ISN + 1);
-        rig_free(&rig);
+        rw_free(&rig);
     }
 }
 END_TEST
 
 CHECK_MAIN("rewriter-sec", err_new_out_of_range, sec_r3_full_table_is_never_wiped,
-           sec_more_than_100000_connections, sec_half_open_flood, sec_ack_flood_opens_nothing,
-           sec_hash_flood, sec_no_allocation_after_start, sec_fragments_and_others_pass,
-           sec_cut_short, sec_option_lengths)
+           sec_r3_forgotten_ones_go_first, sec_more_than_100000_connections, sec_half_open_flood,
+           sec_ack_flood_opens_nothing, sec_hash_flood, sec_no_allocation_after_start,
+           sec_fragments_and_others_pass, sec_cut_short, sec_option_lengths)

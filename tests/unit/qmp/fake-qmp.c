@@ -11,6 +11,7 @@
 #include <glib-unix.h>
 
 #include "fd.h"
+#include "source.h"
 
 #define DEFAULT_GREETING                                                                           \
     "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 3, \"minor\": 1, \"major\": 11}, "             \
@@ -83,15 +84,6 @@ command_free(gpointer data)
     json_object_put(command->ret_value);
     json_object_put(command->arguments);
     g_free(command);
-}
-
-static void
-source_clear(GSource **source)
-{
-    if (!*source)
-        return;
-    g_source_destroy(*source);
-    g_clear_pointer(source, g_source_unref);
 }
 
 static GSource *

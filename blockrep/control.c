@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* control.c - a disk's control socket
+ *
+ * One thread accepts, one per client reads a line, carries it out (which may block up to the
+ * request's deadline) and writes the answer. So a client has one request under way, and who wants
+ * to ask for status during a failover connects twice. The threads end when `stop_fd` becomes
+ * readable.
+ */
+#include "control.h"
+#include "control-request.h"
+
+#include "clock.h"
+#include "fd.h"
+
+#include <errno.h>
+#include <gio/gio.h>
+#include <glib/gstdio.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+enum { MAX_CLIENTS = 8, SEND_TIMEOUT_S = 2 };
+
+typedef struct Client {
+    DiskControl *control;
+    int fd;
+    pthread_t thread;
+    bool is_used;      /* has a thread that is not joined; the accepting thread's */
+    atomic_bool ended; /* that thread is at its end */
+} Client;
+
+struct DiskControl {
+    Target *target;
+    char *path;
+    int listen_fd, stop_fd;
+    pthread_t thread;
+    Client clients[MAX_CLIENTS];
+};
+
+/* --- Answers --- */
+
+static void
+add(json_object *object, const char *key, json_object *value)
+{
+    json_object_object_add(object, key, value);
+}
+
+static void
+add_number(json_object *object, const char *key, uint64_t value)
+{
+    add(object, key, json_object_new_uint64(value));
+}
+
+static json_object *
+overlay_json(const TargetStatus *status, int i)
+{
+    json_object *object = json_object_new_object();
+
+    add_number(object, "used_bytes", status->used_bytes[i]);
+    add_number(object, "limit_bytes", status->limit_bytes[i]);
+    add_number(object, "peak_bytes", status->peak_bytes[i]);
+    return object;
+}
+
+static json_object *
+commit_json(const TargetStatus *status)
+{
+    json_object *object = json_object_new_object();
+
+    add(object, "phase", json_object_new_string(commit_phase_name(status->phase)));
+    add_number(object, "done_blocks", status->commit_done_blocks);
+    add_number(object, "all_blocks", status->commit_all_blocks);
+    if (status->phase == COMMIT_FAILED)
+        add(object, "failure", json_object_new_string(status->failure));
+    return object;
+}
+
+static json_object *
+faults_json(const LayersCounters *counters)
+{
+    json_object *object = json_object_new_object();
+
+    for (int i = 1; i < FAULT_COUNT; i++) {
+        if (counters->faults[i] > 0)
+            add_number(object, fault_name((Fault)i), counters->faults[i]);
+    }
+    return object;
+}
+
+/* May a VM be started on this disk, and if not, why? */
+static void
+add_startable(json_object *object, const TargetStatus *status)
+{
+    bool is_startable = status->mode == TARGET_LOCAL || status->mode == TARGET_COMMITTING;
+
+    add(object, "startable", json_object_new_boolean(is_startable));
+    if (is_startable)
+        return;
+    add(object, "reason",
+        json_object_new_string(status->meta.state == DISK_SYNCING
+                                   ? "the disk is Syncing: part of it is older than the rest"
+                                   : "the disk is Inconsistent: it is a mirror's, behind the "
+                                     "primary's, or was never replicated"));
+}
+
+static json_object *
+status_json(Target *target)
+{
+    json_object *object = json_object_new_object();
+    TargetStatus status;
+
+    target_status(target, &status);
+    add(object, "mode", json_object_new_string(target_mode_name(status.mode)));
+    add(object, "state", json_object_new_string(disk_state_name(status.meta.state)));
+    add_startable(object, &status);
+    add_number(object, "size_bytes", status.meta.size_bytes);
+    add_number(object, "generation", status.meta.generation);
+    add_number(object, "epoch", status.meta.epoch);
+    add(object, "stale", json_object_new_string(fault_name(status.stale)));
+    add(object, "high_water", json_object_new_boolean(status.high_water));
+    add(object, "durable_overlays", json_object_new_boolean(status.durable_overlays));
+    add(object, "hidden", overlay_json(&status, 0));
+    add(object, "active", overlay_json(&status, 1));
+    add(object, "commit", commit_json(&status));
+    add_number(object, "target_requests", status.counters.requests[SIDE_TARGET]);
+    add_number(object, "active_requests", status.counters.requests[SIDE_ACTIVE]);
+    add_number(object, "saved_bytes", status.counters.saved_bytes);
+    add_number(object, "skipped_trims", status.counters.skipped_trims);
+    add(object, "faults", faults_json(&status.counters));
+    add_number(object, "change", status.change);
+    return object;
+}
+
+static json_object *
+error_json(const char *error_class, const char *text)
+{
+    json_object *error = json_object_new_object();
+    g_autofree char *valid = g_utf8_make_valid(text, -1);
+
+    add(error, "class", json_object_new_string(error_class));
+    add(error, "text", json_object_new_string(valid));
+    return error;
+}
+
+static const char *
+class_of(const GError *error)
+{
+    if (g_error_matches(error, TARGET_ERROR, TARGET_ERROR_REFUSED))
+        return "refused";
+    return g_error_matches(error, TARGET_ERROR, TARGET_ERROR_TIMEOUT) ? "timeout" : "failed";
+}
+
+/* --- Requests --- */
+
+static gboolean
+carry_out(Target *target, const DiskRequest *request, int64_t deadline_ns, GError **error)
+{
+    switch (request->command) {
+    case DISK_STATUS:
+        if (request->after > 0)
+            target_wait_change(target, request->after, deadline_ns);
+        return TRUE;
+    case DISK_SYNC:
+        return target_sync(target, request->generation, deadline_ns, error);
+    case DISK_MIRROR:
+        return target_mirror(target, request->generation, request->epoch, deadline_ns, error);
+    case DISK_CHECKPOINT:
+        return target_checkpoint(target, request->epoch, deadline_ns, error);
+    case DISK_BARRIER:
+        return target_barrier(target, request->durable, deadline_ns, error);
+    case DISK_FAILOVER:
+        return target_failover(target, request->generation, deadline_ns, error) &&
+               target_wait_commit(target, request->durable, deadline_ns, error);
+    case DISK_COMMAND_COUNT:
+        break;
+    }
+    g_assert_not_reached();
+}
+
+static json_object *
+answer(Target *target, const char *line, gsize length)
+{
+    g_auto(DiskRequest) request = {0};
+    g_autofree char *problem = disk_request_parse(line, length, &request);
+    g_autoptr(GError) error = NULL;
+    json_object *message = json_object_new_object();
+
+    add(message, "id", json_object_get(request.id));
+    if (problem)
+        add(message, "error", error_json("usage", problem));
+    else if (!carry_out(target, &request, clock_now_ns() + request.timeout_ms * NS_PER_MS, &error))
+        add(message, "error", error_json(class_of(error), error->message));
+    else if (request.command == DISK_STATUS)
+        add(message, "return", status_json(target));
+    else
+        add(message, "return", json_object_new_object());
+    return message;
+}
+
+/* Takes @message. False: the client is gone, or does not read. */
+static bool
+send_message(int fd, json_object *message)
+{
+    const char *text = json_object_to_json_string_ext(message, JSON_C_TO_STRING_PLAIN |
+                                                                   JSON_C_TO_STRING_NOSLASHESCAPE);
+    g_autofree char *line = g_strconcat(text, "\n", NULL);
+    size_t left = strlen(line);
+    const char *at = line;
+
+    json_object_put(message);
+    while (left > 0) {
+        ssize_t n = send(fd, at, left, MSG_NOSIGNAL);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return false;
+        at += n;
+        left -= (size_t)n;
+    }
+    return true;
+}
+
+/* --- A client's thread --- */
+
+/* True: @fd can be read; false: the control stops. */
+static bool
+wait_readable(const DiskControl *control, int fd)
+{
+    struct pollfd fds[2] = {{.fd = fd, .events = POLLIN},
+                            {.fd = control->stop_fd, .events = POLLIN}};
+
+    while (poll(fds, 2, -1) < 0 && errno == EINTR)
+        ;
+    return fds[1].revents == 0;
+}
+
+/* Carries out all whole lines of @input and leaves the rest. */
+static bool
+handle_lines(const Client *client, GByteArray *input)
+{
+    const uint8_t *end;
+
+    while (input->len > 0 && (end = memchr(input->data, '\n', input->len)) != NULL) {
+        gsize length = (gsize)(end - input->data);
+        bool is_sent =
+            length == 0 || send_message(client->fd, answer(client->control->target,
+                                                           (const char *)input->data, length));
+
+        g_byte_array_remove_range(input, 0, (guint)length + 1);
+        if (!is_sent)
+            return false;
+    }
+    if (input->len <= DISK_LINE_MAX_BYTES)
+        return true;
+    (void)send_message(client->fd,
+                       answer(client->control->target, (const char *)input->data, input->len));
+    return false;
+}
+
+static void *
+run_client(void *user_data)
+{
+    Client *client = user_data;
+    DiskControl *control = client->control;
+    g_autoptr(GByteArray) input = g_byte_array_new();
+    uint8_t buffer[DISK_LINE_MAX_BYTES];
+
+    while (wait_readable(control, client->fd)) {
+        ssize_t n = recv(client->fd, buffer, sizeof(buffer), 0);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            break;
+        g_byte_array_append(input, buffer, (guint)n);
+        if (!handle_lines(client, input))
+            break;
+    }
+    fd_clear(&client->fd);
+    atomic_store(&client->ended, true);
+    return NULL;
+}
+
+/* --- The accepting thread --- */
+
+/* A place without a thread, or whose thread has ended. */
+static Client *
+free_client(DiskControl *control)
+{
+    for (int i = 0; i < MAX_CLIENTS; i++) {
+        Client *client = &control->clients[i];
+
+        if (client->is_used && atomic_load(&client->ended)) {
+            (void)pthread_join(client->thread, NULL);
+            client->is_used = false;
+        }
+        if (!client->is_used)
+            return client;
+    }
+    return NULL;
+}
+
+static void
+accept_client(DiskControl *control)
+{
+    struct timeval timeout = {.tv_sec = SEND_TIMEOUT_S};
+    auto_fd int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+
+    if (fd < 0)
+        return;
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
+
+    Client *client = free_client(control);
+
+    if (client) {
+        client->control = control;
+        client->fd = fd;
+        atomic_store(&client->ended, false);
+        client->is_used = pthread_create(&client->thread, NULL, run_client, client) == 0;
+        if (client->is_used) {
+            (void)fd_steal(&fd);
+            return;
+        }
+    }
+
+    json_object *message = json_object_new_object();
+
+    add(message, "id", NULL);
+    add(message, "error", error_json("refused", "8 clients are connected already; close one"));
+    (void)send_message(fd, message);
+}
+
+static void *
+run_accept(void *user_data)
+{
+    DiskControl *control = user_data;
+
+    while (wait_readable(control, control->listen_fd))
+        accept_client(control);
+    return NULL;
+}
+
+DiskControl *
+disk_control_new(const char *path, Target *target, GError **error)
+{
+    auto_fd int listen_fd = fd_unix_listen(path);
+    auto_fd int stop_fd = eventfd(0, EFD_CLOEXEC);
+
+    if (listen_fd < 0 || stop_fd < 0) {
+        int code = listen_fd < 0 ? -listen_fd : errno;
+
+        listen_fd = MAX(listen_fd, -1);
+        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(code), "%s: cannot listen on it: %s",
+                    path, g_strerror(code));
+        return NULL;
+    }
+
+    DiskControl *control = g_new0(DiskControl, 1);
+
+    control->target = target;
+    control->path = g_strdup(path);
+    control->listen_fd = fd_steal(&listen_fd);
+    control->stop_fd = fd_steal(&stop_fd);
+    if (pthread_create(&control->thread, NULL, run_accept, control) != 0)
+        g_error("no thread for the control socket");
+    return control;
+}
+
+void
+disk_control_free(DiskControl *control)
+{
+    const uint64_t one = 1;
+
+    if (!control)
+        return;
+    if (write(control->stop_fd, &one, sizeof(one)) != sizeof(one))
+        g_assert_not_reached(); /* an eventfd with room */
+    (void)pthread_join(control->thread, NULL);
+    for (int i = 0; i < MAX_CLIENTS; i++) {
+        if (control->clients[i].is_used)
+            (void)pthread_join(control->clients[i].thread, NULL);
+    }
+    (void)g_unlink(control->path);
+    fd_clear(&control->listen_fd);
+    fd_clear(&control->stop_fd);
+    g_free(control->path);
+    g_free(control);
+}

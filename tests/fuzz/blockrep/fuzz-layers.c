@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* fuzz-layers.c - a stream of requests against the plain model
+ *
+ * Eight bytes a request: operation and side, fill, be24 offset, be24 length.
+ */
+#include "layers-model.h"
+
+#include "bytes.h"
+
+enum { DISK_BYTES = 300 * 4096 + 77, LIMIT = 80 * 4096, MAX_REQUESTS = 400 };
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    g_autoptr(World) world = world_new(DISK_BYTES, LIMIT);
+    View view = view_of(data, size);
+    uint32_t where, length;
+
+    for (int i = 0;
+         i < MAX_REQUESTS && view_get_be32(&view, &where) && view_get_be32(&view, &length); i++) {
+        WorldOp op = (WorldOp)((where >> 28) % OP_COUNT);
+        Side side = where >> 24 & 1 ? SIDE_ACTIVE : SIDE_TARGET;
+
+        (void)world_op(world, op, side, where & 0xffffff, length & 0xffffff,
+                       (uint8_t)(length >> 24));
+    }
+    world_check(world);
+    return 0;
+}

@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * test-lockstep-tcp.c - one TCP connection through proxies, rewriter and comparison, and over a
+ * takeover
+ *
+ * The guests choose different initial numbers; the client knows PVM's only. Both guests and the
+ * client are written out segment by segment.
+ */
+#include "lockstep-world.h"
+
+#include "check-main.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bytes.h"
+#include "clock.h"
+
+enum {
+    WAIT = WORLD_DEADLINE_MS,
+    FIN = 1,
+    SYN = 2,
+    ACK = 16,
+    ETHERNET = 14,
+    IP = 20,
+    TCP = 20,
+    SEGMENT_MAX = 1600,
+    CLIENT_ISN = 500,
+    P_ISN = 1000,
+    S_ISN = 500000,
+};
+
+typedef struct Segment {
+    guint8 flags;
+    guint32 seq, ack;
+    size_t len;
+    guint8 payload[SEGMENT_MAX];
+} Segment;
+
+static guint32
+sum_words(guint32 sum, const guint8 *bytes, size_t len)
+{
+    for (size_t i = 0; i + 1 < len; i += 2)
+        sum += be16_load(bytes + i);
+    return len % 2 ? sum + (guint32)(bytes[len - 1] << 8) : sum;
+}
+
+static guint16
+fold(guint32 sum)
+{
+    while (sum >> 16)
+        sum = (sum & 0xffff) + (sum >> 16);
+    return (guint16)sum;
+}
+
+/* Over the pseudo header too; right if it is 0xffff. */
+static guint16
+tcp_sum(const guint8 *ip, size_t tcp_len)
+{
+    return fold(sum_words(sum_words(6 + (guint32)tcp_len, ip + 12, 8), ip + IP, tcp_len));
+}
+
+/* Between 10.0.0.2:80 (the guest) and 10.0.0.1:4000. Returns the frame's length. */
+static size_t
+build(guint8 frame[static SEGMENT_MAX], bool from_guest, guint8 flags, guint32 seq, guint32 ack,
+      const char *text)
+{
+    static const guint8 guest[6] = {0x52, 0x54, 0, 0x12, 0x34, 0x56},
+                        client[6] = {2, 0, 0, 0, 0, 1};
+    size_t len = strlen(text);
+    guint8 *ip = frame + ETHERNET, *tcp = ip + IP;
+
+    memset(frame, 0, ETHERNET + IP + TCP);
+    memcpy(frame, from_guest ? client : guest, 6);
+    memcpy(frame + 6, from_guest ? guest : client, 6);
+    be16_store(frame + 12, 0x0800);
+    ip[0] = 0x45;
+    be16_store(ip + 2, (guint16)(IP + TCP + len));
+    ip[8] = 64;
+    ip[9] = 6;
+    be32_store(ip + 12, from_guest ? 0x0a000002 : 0x0a000001);
+    be32_store(ip + 16, from_guest ? 0x0a000001 : 0x0a000002);
+    be16_store(ip + 10, (guint16)~fold(sum_words(0, ip, IP)));
+    be16_store(tcp, from_guest ? 80 : 4000);
+    be16_store(tcp + 2, from_guest ? 4000 : 80);
+    be32_store(tcp + 4, seq);
+    be32_store(tcp + 8, ack);
+    tcp[12] = 0x50;
+    tcp[13] = flags;
+    be16_store(tcp + 14, 1000);
+    memcpy(tcp + TCP, text, len);
+    be16_store(tcp + 16, (guint16)~tcp_sum(ip, TCP + len));
+    return ETHERNET + IP + TCP + len;
+}
+
+static void
+guest_says(World *w, guint8 flags, guint32 seq, guint32 ack, const char *text)
+{
+    guint8 frame[SEGMENT_MAX];
+
+    guest_send_raw(w, frame, build(frame, true, flags, seq, ack, text));
+}
+
+static void
+client_says(World *w, guint8 flags, guint32 seq, guint32 ack, const char *text)
+{
+    guint8 buffer[WORLD_TAP_HEADER + SEGMENT_MAX] = {0};
+    size_t len = WORLD_TAP_HEADER + build(buffer + WORLD_TAP_HEADER, false, flags, seq, ack, text);
+
+    ck_assert_int_eq(write(w->client_fd, buffer, len), (ssize_t)len);
+}
+
+/* Reads from the tap up to the next TCP segment. False: none came in time. */
+static bool
+next_segment(int fd, int wait_ms, Segment *ret)
+{
+    guint8 buffer[WORLD_TAP_HEADER + 70000];
+    int64_t deadline_ns = clock_now_ns() + wait_ms * NS_PER_MS;
+
+    for (;;) {
+        struct pollfd p = {.fd = fd, .events = POLLIN};
+        int64_t left_ns = MAX(deadline_ns - clock_now_ns(), 0);
+
+        if (poll(&p, 1, (int)(left_ns / NS_PER_MS)) != 1)
+            return false;
+
+        ssize_t n = read(fd, buffer, sizeof(buffer));
+        const guint8 *ip = buffer + WORLD_TAP_HEADER + ETHERNET, *tcp = ip + IP;
+
+        if (n < WORLD_TAP_HEADER + ETHERNET + IP + TCP || be16_load(ip - 2) != 0x0800 || ip[9] != 6)
+            continue;
+
+        size_t tcp_len = (size_t)be16_load(ip + 2) - IP;
+
+        ck_assert_uint_eq(tcp_sum(ip, tcp_len), 0xffff);
+        *ret = (Segment){.flags = tcp[13],
+                         .seq = be32_load(tcp + 4),
+                         .ack = be32_load(tcp + 8),
+                         .len = tcp_len - TCP};
+        memcpy(ret->payload, tcp + TCP, ret->len);
+        return true;
+    }
+}
+
+static void
+expect(int fd, guint8 flags, guint32 seq, guint32 ack, const char *text)
+{
+    Segment s;
+
+    ck_assert(next_segment(fd, WAIT, &s));
+    ck_assert_uint_eq(s.flags, flags);
+    ck_assert_uint_eq(s.seq, seq);
+    ck_assert_uint_eq(s.ack, ack);
+    ck_assert_uint_eq(s.len, strlen(text));
+    ck_assert_mem_eq(s.payload, text, s.len);
+}
+
+/* The client opens a connection; each guest answers in its own numbers. */
+static void
+open_connection(Pair *pair)
+{
+    client_says(&pair->p, SYN, CLIENT_ISN, 0, "");
+    expect(pair->p.guest_fd, SYN, CLIENT_ISN, 0, "");
+    expect(pair->s.guest_fd, SYN, CLIENT_ISN, 0, "");
+    guest_says(&pair->p, SYN | ACK, P_ISN, CLIENT_ISN + 1, "");
+    guest_says(&pair->s, SYN | ACK, S_ISN, CLIENT_ISN + 1, "");
+    expect(pair->p.client_fd, SYN | ACK, P_ISN, CLIENT_ISN + 1, "");
+    client_says(&pair->p, ACK, CLIENT_ISN + 1, P_ISN + 1, "");
+    expect(pair->p.guest_fd, ACK, CLIENT_ISN + 1, P_ISN + 1, "");
+    expect(pair->s.guest_fd, ACK, CLIENT_ISN + 1, S_ISN + 1, "");
+}
+
+/* A request of 3 bytes and an answer of 5. */
+static void
+exchange(Pair *pair)
+{
+    client_says(&pair->p, ACK, CLIENT_ISN + 1, P_ISN + 1, "GET");
+    expect(pair->p.guest_fd, ACK, CLIENT_ISN + 1, P_ISN + 1, "GET");
+    expect(pair->s.guest_fd, ACK, CLIENT_ISN + 1, S_ISN + 1, "GET");
+    guest_says(&pair->p, ACK, P_ISN + 1, CLIENT_ISN + 4, "hello");
+    guest_says(&pair->s, ACK, S_ISN + 1, CLIENT_ISN + 4, "hello");
+    expect(pair->p.client_fd, ACK, P_ISN + 1, CLIENT_ISN + 4, "hello");
+}
+
+START_TEST(unit_numbers_differ_inside_and_agree_outside)
+{
+    Pair pair;
+
+    pair_init(&pair, PROXY_PORT_TAP, 1000, PAIR_HOLD_BYTES);
+    open_connection(&pair);
+    exchange(&pair);
+    ck_assert_uint_eq(pair.p.n_divergences, 0);
+    WORLD_UNTIL(&pair.s, st.rewriter_connections == 1 && st.rewriter_untracked == 0);
+    WORLD_UNTIL(&pair.p, st.released[COMPARE_RELEASED_MATCHED] == 2);
+    pair_clear(&pair);
+}
+END_TEST
+
+START_TEST(unit_an_ack_is_lowered_to_what_the_secondary_has)
+{
+    Pair pair;
+
+    pair_init(&pair, PROXY_PORT_TAP, 1000, PAIR_HOLD_BYTES);
+    open_connection(&pair);
+    client_says(&pair.p, ACK, CLIENT_ISN + 1, P_ISN + 1, "GET");
+    expect(pair.p.guest_fd, ACK, CLIENT_ISN + 1, P_ISN + 1, "GET");
+    /* SVM says the same before it has seen the request. */
+    guest_says(&pair.s, ACK, S_ISN + 1, CLIENT_ISN + 1, "hello");
+    guest_says(&pair.p, ACK, P_ISN + 1, CLIENT_ISN + 4, "hello");
+    expect(pair.p.client_fd, ACK, P_ISN + 1, CLIENT_ISN + 1, "hello");
+    WORLD_UNTIL(&pair.p, st.released[COMPARE_RELEASED_ACK_LOWERED] == 1);
+    pair_clear(&pair);
+}
+END_TEST
+
+START_TEST(unit_different_bytes_diverge_at_once)
+{
+    Pair pair;
+    int64_t start_ns;
+
+    pair_init(&pair, PROXY_PORT_TAP, 5000, PAIR_HOLD_BYTES);
+    open_connection(&pair);
+    start_ns = clock_now_ns();
+    guest_says(&pair.p, ACK, P_ISN + 1, CLIENT_ISN + 1, "hello");
+    guest_says(&pair.s, ACK, S_ISN + 1, CLIENT_ISN + 1, "help!");
+    world_until(&pair.p.n_divergences, 1);
+    ck_assert_int_lt(clock_now_ns() - start_ns, 2 * NS_PER_S);
+    ck_assert_int_eq(pair.p.divergence.rule, COMPARE_RULE_PAYLOAD);
+    ck_assert_uint_eq(pair.p.divergence.offset, 3);
+    pair_checkpoint(&pair);
+    expect(pair.p.client_fd, ACK, P_ISN + 1, CLIENT_ISN + 1, "hello");
+    /* SVM is PVM now: the same numbers, and no rewriting any more. */
+    guest_says(&pair.p, ACK, P_ISN + 6, CLIENT_ISN + 1, "more");
+    guest_says(&pair.s, ACK, P_ISN + 6, CLIENT_ISN + 1, "more");
+    expect(pair.p.client_fd, ACK, P_ISN + 6, CLIENT_ISN + 1, "more");
+    client_says(&pair.p, ACK, CLIENT_ISN + 1, P_ISN + 10, "");
+    expect(pair.s.guest_fd, ACK, CLIENT_ISN + 1, P_ISN + 10, "");
+    pair_clear(&pair);
+}
+END_TEST
+
+START_TEST(life_a_connection_survives_the_takeover_in_both_directions)
+{
+    Pair pair;
+
+    pair_init(&pair, PROXY_PORT_TAP, 1000, PAIR_HOLD_BYTES);
+    open_connection(&pair);
+    exchange(&pair);
+    proxy_free(pair.p.proxy);
+    pair.p.proxy = NULL;
+    world_egress(&pair.s, PROXY_EGRESS_OPEN);
+    world_ingress(&pair.s, true);
+    /* What was said lately comes once more, in the numbers that the client knows. */
+    expect(pair.s.client_fd, SYN | ACK, P_ISN, CLIENT_ISN + 1, "");
+    expect(pair.s.client_fd, ACK, P_ISN + 1, CLIENT_ISN + 4, "hello");
+    guest_says(&pair.s, ACK, S_ISN + 6, CLIENT_ISN + 4, "on we go");
+    expect(pair.s.client_fd, ACK, P_ISN + 6, CLIENT_ISN + 4, "on we go");
+    client_says(&pair.s, ACK, CLIENT_ISN + 4, P_ISN + 14, "yes");
+    expect(pair.s.guest_fd, ACK, CLIENT_ISN + 4, S_ISN + 14, "yes");
+
+    /* The survivor protects itself again: its output is compared in its own numbers and leaves in
+     * the client's. */
+    World t;
+    int fds[2];
+
+    world_open(&t, 2, PROXY_PORT_TAP, &pair.s.base);
+    pair_sockets(fds);
+    world_attach_fd(&pair.s, fds[0]);
+    world_attach_fd(&t, fds[1]);
+    world_egress(&t, PROXY_EGRESS_SHADOW);
+    proxy_set_lease(pair.s.proxy, INT64_MAX);
+    world_egress(&pair.s, PROXY_EGRESS_COMPARE);
+    guest_says(&pair.s, ACK, S_ISN + 14, CLIENT_ISN + 7, "again");
+    guest_says(&t, ACK, S_ISN + 14, CLIENT_ISN + 7, "again");
+    expect(pair.s.client_fd, ACK, P_ISN + 14, CLIENT_ISN + 7, "again");
+    client_says(&pair.s, ACK, CLIENT_ISN + 7, P_ISN + 19, "ok");
+    expect(pair.s.guest_fd, ACK, CLIENT_ISN + 7, S_ISN + 19, "ok");
+    expect(t.guest_fd, ACK, CLIENT_ISN + 7, S_ISN + 19, "ok");
+    world_clear(&t);
+    pair_clear(&pair);
+}
+END_TEST
+
+CHECK_MAIN("lockstep-tcp", unit_numbers_differ_inside_and_agree_outside,
+           unit_an_ack_is_lowered_to_what_the_secondary_has, unit_different_bytes_diverge_at_once,
+           life_a_connection_survives_the_takeover_in_both_directions)
