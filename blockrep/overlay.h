@@ -10,7 +10,8 @@
 enum { OVERLAY_BLOCK_BYTES = 4096 };
 
 #define OVERLAY_MIN_LIMIT_BYTES (UINT64_C(64) * OVERLAY_BLOCK_BYTES)
-#define OVERLAY_MAX_LIMIT_BYTES (UINT64_C(1) << 40)
+/* Its index is written down at a failover: 2^24 slots are 128 MiB of it. */
+#define OVERLAY_MAX_LIMIT_BYTES (UINT64_C(1) << 36)
 #define OVERLAY_NONE UINT32_MAX     /* a slot that is none */
 #define OVERLAY_NO_BLOCK UINT64_MAX /* a block that is none */
 

@@ -177,8 +177,8 @@ fail(const char *path, const char *doing, GError **error)
 {
     int saved_errno = errno;
 
-    g_set_error(error, G_IO_ERROR, g_io_error_from_errno(saved_errno), "%s: cannot %s: %s", path,
-                doing, g_strerror(saved_errno));
+    g_set_error(error, G_IO_ERROR, (gint)g_io_error_from_errno(saved_errno), "%s: cannot %s: %s",
+                path, doing, g_strerror(saved_errno));
     return NULL;
 }
 

@@ -137,7 +137,7 @@ target_open(const TargetConfig *config, GError **error)
 
     if (limit < OVERLAY_MIN_LIMIT_BYTES || limit > OVERLAY_MAX_LIMIT_BYTES) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
-                    "an overlay's limit is at least 256 KiB and at most 1 TiB");
+                    "an overlay's limit is at least 256 KiB and at most 64 GiB");
         return NULL;
     }
 

@@ -391,4 +391,7 @@ static struct nbdkit_plugin nbdkit_description = {
     .errno_is_preserved = 0,
 };
 
+/* The macro defines it without a prototype. */
+extern struct nbdkit_plugin *plugin_init(void);
+
 NBDKIT_REGISTER_PLUGIN(nbdkit_description)

@@ -138,6 +138,39 @@ def test_trims(make_target):
     assert bytes(svm.pread(4, MIB)) == bytes(4)
 
 
+def test_block_device(make_target, tmp_path):
+    """A loop device instead of a file: its size, zeros of parts of sectors, holes that nobody knows."""
+    backing = f"{tmp_path}/backing"
+    with open(backing, "wb") as file:
+        file.truncate(16 * MIB)
+    attached = subprocess.run(["losetup", "--find", "--show", backing], capture_output=True, text=True, check=False)
+    if attached.returncode != 0:
+        pytest.skip(f"no loop device: {attached.stderr.strip()}")
+    device = attached.stdout.strip()
+    try:
+        target = make_target(start=False)
+        target.disk = device
+        target.start()
+        target.mirror()
+        primary, svm = target.connect("target"), target.connect("active")
+        assert primary.get_size() == 16 * MIB
+        primary.pwrite(b"d" * 10000, 0)
+        primary.zero(1000, 1001)
+        primary.zero(MIB, 8 * MIB)
+        svm.pwrite(b"s" * 5000, 6000)
+        target.ask("failover", generation=2)
+        svm.zero(100, 7000)
+        svm.trim(4096, 4096)
+        svm.flush()
+        want = bytearray(16 * MIB)
+        want[6000:11000] = b"s" * 1000 + bytes(100) + b"s" * 3900
+        seen = bytes(svm.pread(16 * MIB, 0))
+        assert seen[:4096] == want[:4096] and seen[8192:] == want[8192:]
+        target.stop()
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
 def fio(target, export, *options):
     return ["fio", "--name=job", "--ioengine=nbd", f"--uri={target.uri(export)}", "--bs=4k", "--iodepth=16",
             "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randrepeat=1", "--minimal", *options]

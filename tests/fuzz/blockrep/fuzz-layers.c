@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* fuzz-layers.c - a stream of requests against the plain model
  *
- * Eight bytes a request: operation and side, fill, be24 offset, be24 length.
+ * Eight bytes a request: operation (four bits), by how much the length is made smaller (three),
+ * side, be24 offset, fill, be24 length.
  */
 #include "layers-model.h"
 
 #include "bytes.h"
 
-enum { DISK_BYTES = 300 * 4096 + 77, LIMIT = 80 * 4096, MAX_REQUESTS = 400 };
+enum { DISK_BYTES = 90 * 4096 + 77, LIMIT = 64 * 4096, MAX_REQUESTS = 200 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -23,7 +24,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         WorldOp op = (WorldOp)((where >> 28) % OP_COUNT);
         Side side = where >> 24 & 1 ? SIDE_ACTIVE : SIDE_TARGET;
 
-        (void)world_op(world, op, side, where & 0xffffff, length & 0xffffff,
+        unsigned smaller = 2 * (where >> 25 & 7);
+
+        (void)world_op(world, op, side, where & 0xffffff, (length & 0xffffff) >> smaller,
                        (uint8_t)(length >> 24));
     }
     world_check(world);
