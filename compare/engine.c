@@ -14,6 +14,8 @@
  *
  * Time. All held frames are on one list in arrival order. The timeout is the same for all, so the
  * list is in order of deadlines too: a tick looks at its front only (a timer wheel with one slot).
+ * It has two marks, how far it has looked: for the timeout, and for the quarter of it after which
+ * an ack waits no longer for the secondary's window (window.c).
  * The clock is the caller's; going backwards counts as standing still.
  *
  * Epochs. Frames of the current epoch are compared. Older ones are covered by a checkpoint that is
@@ -38,13 +40,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bytes.h"
 #include "clock.h"
+#include "patch.h"
+#include "window.h"
 
 enum {
-    BATCH = 32, /* frames whose flows are fetched ahead */
-    TCP_ACK_OFFSET = 8,
-    TCP_CHECKSUM_OFFSET = 16,
+    BATCH = 32,           /* frames whose flows are fetched ahead */
+    WINDOW_WAIT_PART = 4, /* of the timeout */
     INDEX_BYTES_PER_BUCKET = 1024,
     INDEX_MIN_BUCKETS = 1024,
 };
@@ -96,6 +98,7 @@ compare_new(const CompareConfig *config, const CompareOps *ops, void *opaque, Co
     e->config.flows_max = round_up_pow2(config->flows_max);
     e->ops = *ops;
     e->opaque = opaque;
+    e->window_wait_ns = config->timeout_ns / WINDOW_WAIT_PART;
     e->hash_key = (HashKey){{config->hash_key[0], config->hash_key[1]}};
 
     int r = allocate(e);
@@ -134,13 +137,22 @@ advance(Compare *e, int64_t now_ns)
 
 /* Deadlines near the end of time do not wrap. */
 static int64_t
-deadline_of(const Compare *e, const Held *h)
+deadline_of(const Held *h, int64_t wait_ns)
 {
-    return h->arrival_ns < INT64_MAX - e->config.timeout_ns ? h->arrival_ns + e->config.timeout_ns
-                                                            : INT64_MAX;
+    return h && h->arrival_ns < INT64_MAX - wait_ns ? h->arrival_ns + wait_ns : INT64_MAX;
 }
 
 /* --- the list of held frames --- */
+
+/* Moves the mark to the first ack of the primary from @h on. It only moves on, so that each frame
+ * is passed once. */
+static void
+find_age_ack(Compare *e, Held *h)
+{
+    while (h && (!(h->flags & HELD_PURE_ACK) || h->side == COMPARE_SECONDARY))
+        h = h->link[LINK_AGE].next;
+    e->age_ack = h;
+}
 
 void
 engine_age(Compare *e, Held *h)
@@ -148,6 +160,8 @@ engine_age(Compare *e, Held *h)
     held_list_append(&e->age, h, LINK_AGE);
     if (!e->age_check)
         e->age_check = h;
+    if (!e->age_ack)
+        find_age_ack(e, h);
 }
 
 void
@@ -155,6 +169,8 @@ engine_unage(Compare *e, Held *h)
 {
     if (e->age_check == h)
         e->age_check = h->link[LINK_AGE].next;
+    if (e->age_ack == h)
+        find_age_ack(e, h->link[LINK_AGE].next);
     held_list_remove(&e->age, h, LINK_AGE);
 }
 
@@ -252,40 +268,6 @@ engine_forget(Compare *e, Held *h)
 
 /* --- releasing --- */
 
-/* RFC 1624, equation 3, over the two halves of a 32-bit field. */
-static uint16_t
-checksum_patch(uint16_t sum, uint32_t from, uint32_t to)
-{
-    uint32_t acc = (uint16_t)~sum;
-
-    acc += (uint16_t) ~(from >> 16) + (uint32_t)(uint16_t)~from;
-    acc += (to >> 16) + (to & 0xffff);
-    acc = (acc & 0xffff) + (acc >> 16);
-    acc = (acc & 0xffff) + (acc >> 16);
-    return (uint16_t)~acc;
-}
-
-/* Returns the bytes of @h with the secondary's ack in them. */
-static const uint8_t *
-lower_ack(Compare *e, Held *h)
-{
-    uint8_t *bytes = (uint8_t *)(h + 1);
-
-    if (!(h->flags & HELD_STORED)) {
-        memcpy(e->scratch, h->frame, h->frame_len);
-        bytes = e->scratch;
-    }
-    uint8_t *tcp = bytes + h->l4_off;
-
-    /* With checksum offload the field only has the pseudo header's sum, which has no ack in it. */
-    if (!(h->flags & HELD_CSUM_PARTIAL))
-        be16_store(tcp + TCP_CHECKSUM_OFFSET,
-                   checksum_patch(be16_load(tcp + TCP_CHECKSUM_OFFSET),
-                                  be32_load(tcp + TCP_ACK_OFFSET), h->flow->s_ack));
-    be32_store(tcp + TCP_ACK_OFFSET, h->flow->s_ack);
-    return bytes;
-}
-
 static void
 release_frame(Compare *e, const Held *h, const uint8_t *bytes, CompareWhy why)
 {
@@ -314,7 +296,23 @@ engine_release(Compare *e, Held *h, CompareWhy why)
         discard_part(e, part);
     }
     if (!h->parts.head)
-        release_frame(e, h, why == COMPARE_RELEASED_ACK_LOWERED ? lower_ack(e, h) : h->frame, why);
+        release_frame(e, h, h->frame, why);
+    discard(e, h);
+}
+
+void
+engine_release_as(Compare *e, Held *h, uint32_t ack, uint16_t window)
+{
+    bool ack_lowered = ack != h->ack;
+    bool window_lowered = window != patch_window_field(h);
+
+    if (!ack_lowered && !window_lowered) {
+        engine_release(e, h, COMPARE_RELEASED_MATCHED);
+        return;
+    }
+    e->stats.windows_lowered += window_lowered;
+    release_frame(e, h, patch_tcp(h, e->scratch, ack, window),
+                  ack_lowered ? COMPARE_RELEASED_ACK_LOWERED : COMPARE_RELEASED_MATCHED);
     discard(e, h);
 }
 
@@ -422,6 +420,7 @@ flow_sync(const Compare *e, Flow *f)
         return;
     f->epoch = (uint32_t)e->epoch;
     f->flags &= (uint16_t) ~(FLOW_DIVERGED | FLOW_HAS_S_SYN | FLOW_HAS_S_ACK);
+    window_note_commit(f);
     if (f->flags & FLOW_HAS_P_SYN)
         f->flags |= FLOW_HAS_S_SYN;
     if (f->flags & FLOW_HAS_P_ACK)
@@ -469,6 +468,10 @@ engine_describe(Compare *e, Held *h, const Frame *frame)
              ((frame->tcp_flags & FRAME_TCP_FIN) != 0);
     if (frame->csum_partial)
         h->flags |= HELD_CSUM_PARTIAL;
+    if (frame->cls == FRAME_TCP && h->seq == h->end &&
+        (frame->tcp_flags & (FRAME_TCP_ACK | FRAME_TCP_RST)) == FRAME_TCP_ACK &&
+        e->config.window_gating)
+        h->flags |= HELD_PURE_ACK;
     if (!has_policy(frame->cls) || e->config.policy[frame->cls] == COMPARE_POLICY_FULL)
         h->flags |= HELD_WHOLE;
 }
@@ -516,13 +519,7 @@ take_stale(Compare *e, Held *h, const Frame *frame)
         f = flow_table_find(e->flows, &frame->key, flow_key_hash(e->flows, &frame->key));
     if (f) {
         flow_sync(e, f);
-        tcp_note_committed(f, h);
-        /* The checkpoint covers it, so the secondary knows what it acknowledges. */
-        if ((f->flags & FLOW_HAS_P_ACK) &&
-            (!(f->flags & FLOW_HAS_S_ACK) || (int32_t)(f->p_ack - f->s_ack) > 0)) {
-            f->s_ack = f->p_ack;
-            f->flags |= FLOW_HAS_S_ACK;
-        }
+        tcp_note_stale(f, h);
     }
     engine_release(e, h, COMPARE_RELEASED_COMMITTED);
     if (f)
@@ -718,10 +715,24 @@ is_covered(const Held *h)
     return frame_key_class(&h->flow->key) == FRAME_TCP && tcp_is_covered(h->flow, h);
 }
 
+static void
+release_waiting_acks(Compare *e)
+{
+    while (!e->checkpointing && e->age_ack &&
+           e->now_ns - e->age_ack->arrival_ns >= e->window_wait_ns) {
+        Held *h = e->age_ack;
+
+        find_age_ack(e, h->link[LINK_AGE].next);
+        if (h->flags & HELD_IN_FIFO)
+            tcp_waited_for_window(e, h);
+    }
+}
+
 void
 compare_tick(Compare *e, int64_t now_ns)
 {
     advance(e, now_ns);
+    release_waiting_acks(e); /* first: what only waited for this has not timed out */
     while (!e->checkpointing && e->age_check &&
            e->now_ns - e->age_check->arrival_ns >= e->config.timeout_ns) {
         Held *h = e->age_check;
@@ -740,7 +751,18 @@ compare_tick(Compare *e, int64_t now_ns)
 int64_t
 compare_next_deadline_ns(const Compare *e)
 {
-    return e->age_check && !e->checkpointing ? deadline_of(e, e->age_check) : INT64_MAX;
+    int64_t check_ns = deadline_of(e->age_check, e->config.timeout_ns);
+    int64_t ack_ns = deadline_of(e->age_ack, e->window_wait_ns);
+
+    if (e->checkpointing)
+        return INT64_MAX;
+    return ack_ns < check_ns ? ack_ns : check_ns;
+}
+
+int64_t
+compare_oldest_ns(const Compare *e)
+{
+    return e->age_check && !e->checkpointing ? e->age_check->arrival_ns : INT64_MAX;
 }
 
 /* --- checkpoints --- */

@@ -37,19 +37,21 @@ struct Compare {
     FlowTable *flows;
     HeldList age;    /* all held frames, in arrival order */
     Held *age_check; /* first of them whose timeout was not reported */
+    Held *age_ack;   /* first ack without data that may wait for a window; see window.c */
     HeldList future; /* frames of epochs to come */
     HeldList *index; /* datagrams by payload hash; index_mask + 1 buckets */
     uint32_t index_mask;
     FragSet *frag_buckets[ENGINE_FRAG_BUCKETS];
     uint32_t n_frag_sets;
     int64_t now_ns;
+    int64_t window_wait_ns; /* an ack without data may wait this long for the window */
     int64_t next_second_ns;
     uint32_t now_s;
     uint64_t epoch;
     bool checkpointing;
     bool memory_reported; /* in this epoch */
     bool flows_reported;
-    uint8_t *scratch; /* FRAME_MAX_BYTES: a frame whose ack is lowered on its way through */
+    uint8_t *scratch; /* FRAME_MAX_BYTES: a frame that is changed on its way through */
     CompareStats stats;
 };
 
@@ -66,6 +68,8 @@ typedef struct DiffSpot {
 void engine_describe(Compare *e, Held *h, const Frame *frame);
 /** Releases a frame of the primary that is on no flow list, and frees it. */
 void engine_release(Compare *e, Held *h, CompareWhy why);
+/** The same for a TCP segment that matched, with this ack and this window field. */
+void engine_release_as(Compare *e, Held *h, uint32_t ack, uint16_t window);
 /** Forgets a frame that is on no flow list. */
 void engine_forget(Compare *e, Held *h);
 /** Copies @h, which lives on the stack, to slab memory, in all lists it is on.
@@ -96,6 +100,10 @@ void engine_report(Compare *e, const FlowKey *key, CompareRule rule, DiffSpot sp
 void tcp_process(Compare *e, Flow *f, Held *h);
 /** A frame of the primary leaves because of a checkpoint: its bytes count as known. */
 void tcp_note_committed(Flow *f, const Held *h);
+/** The same for a frame of an epoch that is committed already: the secondary knows all of it. */
+void tcp_note_stale(Flow *f, const Held *h);
+/** @h, of the primary, has been here for as long as an ack may wait for the window. */
+void tcp_waited_for_window(Compare *e, Held *h);
 /** True for a frame of the secondary that only waits for one before it to be swept up. */
 bool tcp_is_covered(const Flow *f, const Held *h);
 /** After tcp_note_committed() outside of a commit: what is held may be covered now. */

@@ -321,7 +321,7 @@ redirector_publish(Nic *nic)
         return;
 
     const CompareStats *stats = compare_stats(ls->engine);
-    int64_t deadline_ns = compare_next_deadline_ns(ls->engine);
+    int64_t oldest_ns = compare_oldest_ns(ls->engine);
 
     ls->touched = false;
     for (unsigned side = 0; side < 2; side++) {
@@ -335,7 +335,5 @@ redirector_publish(Nic *nic)
         counter_set(&ls->divergences[i], stats->divergences[i]);
     counter_set(&ls->refusals, stats->refused);
     counter_set(&ls->engine_bytes, stats->held_bytes);
-    counter_set(&ls->oldest_ns, deadline_ns == INT64_MAX
-                                    ? 0
-                                    : (uint64_t)(deadline_ns - nic->lockstep->compare.timeout_ns));
+    counter_set(&ls->oldest_ns, oldest_ns == INT64_MAX ? 0 : (uint64_t)oldest_ns);
 }
