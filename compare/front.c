@@ -688,6 +688,7 @@ front_report(Front *f)
     json_object_object_add(o, "secondary", report_side(f, &stats, PORT_SECONDARY));
     add_int(o, "released_matched", stats.released[COMPARE_RELEASED_MATCHED]);
     add_int(o, "released_ack_lowered", stats.released[COMPARE_RELEASED_ACK_LOWERED]);
+    add_int(o, "windows_lowered", stats.windows_lowered);
     add_int(o, "released_by_policy", stats.released[COMPARE_RELEASED_PASSED]);
     add_int(o, "released_by_checkpoint", stats.released[COMPARE_RELEASED_COMMITTED]);
     json_object_object_add(o, "divergences", report_rules(&stats));

@@ -41,8 +41,8 @@ enum {
     HELD_CSUM_PARTIAL = 1 << 8,
     HELD_TIMED_OUT = 1 << 9,
     HELD_LOWERED = 1 << 10,  /* its ack was lowered for release */
-    HELD_PURE_ACK = 1 << 12, /* TCP with an ack and no data, SYN, FIN or RST */
     HELD_WHOLE = 1 << 11,    /* compare the payload; otherwise its length only */
+    HELD_PURE_ACK = 1 << 12, /* TCP with an ack and no data, SYN, FIN or RST */
 };
 
 struct Held {
