@@ -174,6 +174,7 @@ fill_options(const Arguments *a, ReplayOptions *o, GError **error)
 {
     compare_config_init(&o->config);
     o->config.isn = a->no_seq_rewrite ? COMPARE_ISN_EXACT : COMPARE_ISN_LEARN;
+    o->config.window_gating = false; /* nothing is sent, so nobody obeys a window */
     o->primary_path = a->paths[0];
     o->secondary_path = a->paths[1];
     o->write_dir = a->write_dir;

@@ -72,6 +72,9 @@ typedef struct CompareConfig {
      * reports) that only the secondary sends are no divergence. A guest's virtio-net announces
      * itself after each load of its state, so they come with every checkpoint. */
     bool ignore_announcements;
+    /* No segment of the primary announces more of a receive window than the secondary has (see
+     * window.c). Off where nothing is sent, as in a replay. */
+    bool window_gating;
     ComparePolicy policy[FRAME_N_CLASSES]; /* only IP_OTHER, ARP, L2_OTHER and MALFORMED count */
     uint64_t hash_key[2];                  /* random, from getrandom(2), except in tests */
 } CompareConfig;
@@ -96,8 +99,8 @@ typedef struct CompareFrame {
 } CompareFrame;
 
 typedef enum CompareWhy {
-    COMPARE_RELEASED_MATCHED,
-    COMPARE_RELEASED_ACK_LOWERED, /* matched; the ack field and checksum were changed */
+    COMPARE_RELEASED_MATCHED,     /* the window may have been lowered */
+    COMPARE_RELEASED_ACK_LOWERED, /* matched; the ack was lowered, perhaps the window too */
     COMPARE_RELEASED_PASSED,      /* by policy */
     COMPARE_RELEASED_COMMITTED,   /* covered by a checkpoint */
     COMPARE_RELEASED_PART,        /* the first bytes of one that is still held */
@@ -105,7 +108,7 @@ typedef enum CompareWhy {
 } CompareWhy;
 
 typedef struct CompareRelease {
-    const uint8_t *bytes; /* as submitted, or with the ack lowered; valid during the callback */
+    const uint8_t *bytes; /* as submitted, or with ack or window lowered; for the callback only */
     uint32_t len;
     uint8_t vnet_hdr_len;
     uint64_t cookie;
@@ -169,12 +172,14 @@ int compare_submit(Compare *compare, CompareSide side, const CompareFrame *frame
 size_t compare_submit_batch(Compare *compare, CompareSide side, const CompareFrame *frames,
                             size_t n, int64_t now_ns, int *ret_error);
 
-/** Reports frames that waited too long and forgets idle flows. Call at least every timeout / 8. */
+/** Reports frames that waited too long, lets acks go that waited for a window, and forgets idle
+ * flows. Call at least every timeout / 8. */
 void compare_tick(Compare *compare, int64_t now_ns);
 
 /** When compare_tick() has something to do next; INT64_MAX: nothing is held. */
 int64_t compare_next_deadline_ns(const Compare *compare);
-/** When the oldest unmatched frame was taken in; INT64_MAX: there is none. */
+/** When the oldest held frame came that has not timed out; INT64_MAX: none, or a checkpoint is
+ * under way. */
 int64_t compare_oldest_ns(const Compare *compare);
 
 /** Checkpoint @epoch is under way: all frames of older epochs are covered by it.
@@ -204,7 +209,8 @@ typedef struct CompareStats {
     uint64_t divergences[COMPARE_N_RULES];
     uint64_t stale[2]; /* of an epoch already committed */
     uint64_t classes[2][FRAME_N_CLASSES];
-    uint64_t refused;       /* -ENOBUFS */
+    uint64_t refused; /* -ENOBUFS */
+    uint64_t windows_lowered;
     uint64_t announcements; /* of the secondary alone, ignored */
     uint64_t checkpoints;   /* committed */
     uint64_t reassembled[2];

@@ -62,5 +62,6 @@ compare_config_init(CompareConfig *config)
         .memory_max_bytes = COMPARE_MEMORY_MAX_DEFAULT,
         .flows_max = COMPARE_FLOWS_MAX_DEFAULT,
         .isn = COMPARE_ISN_REWRITTEN,
+        .window_gating = true,
     };
 }

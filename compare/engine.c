@@ -14,6 +14,8 @@
  *
  * Time. All held frames are on one list in arrival order. The timeout is the same for all, so the
  * list is in order of deadlines too: a tick looks at its front only (a timer wheel with one slot).
+ * It has two marks, how far it has looked: for the timeout, and for the quarter of it after which
+ * an ack waits no longer for the secondary's window (window.c).
  * The clock is the caller's; going backwards counts as standing still.
  *
  * Epochs. Frames of the current epoch are compared. Older ones are covered by a checkpoint that is
@@ -39,9 +41,12 @@
 #include <string.h>
 
 #include "clock.h"
+#include "patch.h"
+#include "window.h"
 
 enum {
-    BATCH = 32, /* frames whose flows are fetched ahead */
+    BATCH = 32,           /* frames whose flows are fetched ahead */
+    WINDOW_WAIT_PART = 4, /* of the timeout */
     INDEX_BYTES_PER_BUCKET = 1024,
     INDEX_MIN_BUCKETS = 1024,
 };
@@ -94,6 +99,7 @@ compare_new(const CompareConfig *config, const CompareOps *ops, void *opaque, Co
     e->config.flows_max = round_up_pow2(config->flows_max);
     e->ops = *ops;
     e->opaque = opaque;
+    e->window_wait_ns = config->timeout_ns / WINDOW_WAIT_PART;
     e->hash_key = (HashKey){{config->hash_key[0], config->hash_key[1]}};
 
     int r = allocate(e);
@@ -132,12 +138,22 @@ advance(Compare *e, int64_t now_ns)
 
 /* Deadlines near the end of time do not wrap. NULL: none. */
 static int64_t
-deadline_of(const Held *h, int64_t after_ns)
+deadline_of(const Held *h, int64_t wait_ns)
 {
-    return h && h->arrival_ns < INT64_MAX - after_ns ? h->arrival_ns + after_ns : INT64_MAX;
+    return h && h->arrival_ns < INT64_MAX - wait_ns ? h->arrival_ns + wait_ns : INT64_MAX;
 }
 
 /* --- the list of held frames --- */
+
+/* Moves the mark to the first ack of the primary from @h on. It only moves on, so that each frame
+ * is passed once. */
+static void
+find_age_ack(Compare *e, Held *h)
+{
+    while (h && (!(h->flags & HELD_PURE_ACK) || h->side == COMPARE_SECONDARY))
+        h = h->link[LINK_AGE].next;
+    e->age_ack = h;
+}
 
 void
 engine_age(Compare *e, Held *h)
@@ -147,6 +163,8 @@ engine_age(Compare *e, Held *h)
         e->age_check = h;
     if (!e->part_check)
         e->part_check = h;
+    if (!e->age_ack)
+        find_age_ack(e, h);
 }
 
 void
@@ -156,6 +174,8 @@ engine_unage(Compare *e, Held *h)
         e->age_check = h->link[LINK_AGE].next;
     if (e->part_check == h)
         e->part_check = h->link[LINK_AGE].next;
+    if (e->age_ack == h)
+        find_age_ack(e, h->link[LINK_AGE].next);
     held_list_remove(&e->age, h, LINK_AGE);
 }
 
@@ -270,6 +290,15 @@ release_frame(Compare *e, const Held *h, const uint8_t *bytes, uint32_t len, Com
     e->ops.release(e->opaque, &release);
 }
 
+/* What is left of a segment whose first bytes have left. */
+static void
+release_rest(Compare *e, const Held *h, uint32_t ack, uint16_t window, CompareWhy why)
+{
+    uint32_t len = patch_part(h, e->scratch, h->cut, h->seq + h->payload_len, ack, window);
+
+    release_frame(e, h, e->scratch, len, why);
+}
+
 void
 engine_release(Compare *e, Held *h, CompareWhy why)
 {
@@ -280,22 +309,37 @@ engine_release(Compare *e, Held *h, CompareWhy why)
         release_frame(e, part, part->frame, part->frame_len, why);
         discard_part(e, part);
     }
-    if (h->flags & HELD_CUT) {
-        uint32_t len = patch_part(e, h, h->cut, h->seq + h->payload_len, true);
-
-        release_frame(e, h, e->scratch, len, why);
-    } else if (!h->parts.head) {
-        release_frame(e, h, why == COMPARE_RELEASED_ACK_LOWERED ? patch_ack(e, h) : h->frame,
-                      h->frame_len, why);
-    }
+    if (h->flags & HELD_CUT)
+        release_rest(e, h, h->ack, patch_window_field(h), why);
+    else if (!h->parts.head)
+        release_frame(e, h, h->frame, h->frame_len, why);
     discard(e, h);
 }
 
 void
-engine_release_part(Compare *e, Held *h, uint32_t to)
+engine_release_as(Compare *e, Held *h, uint32_t ack, uint16_t window)
+{
+    bool ack_lowered = ack != h->ack;
+    bool window_lowered = window != patch_window_field(h);
+    CompareWhy why = ack_lowered ? COMPARE_RELEASED_ACK_LOWERED : COMPARE_RELEASED_MATCHED;
+
+    if (!ack_lowered && !window_lowered) {
+        engine_release(e, h, why);
+        return;
+    }
+    e->stats.windows_lowered += window_lowered;
+    if (h->flags & HELD_CUT)
+        release_rest(e, h, ack, window, why);
+    else
+        release_frame(e, h, patch_tcp(h, e->scratch, ack, window), h->frame_len, why);
+    discard(e, h);
+}
+
+void
+engine_release_part(Compare *e, Held *h, uint32_t to, uint32_t ack, uint16_t window)
 {
     uint32_t from = h->flags & HELD_CUT ? h->cut : h->seq;
-    uint32_t len = patch_part(e, h, from, to, false);
+    uint32_t len = patch_part(h, e->scratch, from, to, ack, window);
 
     h->flags |= HELD_CUT;
     h->cut = to;
@@ -406,6 +450,7 @@ flow_sync(const Compare *e, Flow *f)
         return;
     f->epoch = (uint32_t)e->epoch;
     f->flags &= (uint16_t) ~(FLOW_DIVERGED | FLOW_HAS_S_SYN | FLOW_HAS_S_ACK);
+    window_note_commit(f);
     if (f->flags & FLOW_HAS_P_SYN)
         f->flags |= FLOW_HAS_S_SYN;
     if (f->flags & FLOW_HAS_P_ACK)
@@ -453,6 +498,10 @@ engine_describe(Compare *e, Held *h, const Frame *frame)
              ((frame->tcp_flags & FRAME_TCP_FIN) != 0);
     if (frame->csum_partial)
         h->flags |= HELD_CSUM_PARTIAL;
+    if (frame->cls == FRAME_TCP && h->seq == h->end &&
+        (frame->tcp_flags & (FRAME_TCP_ACK | FRAME_TCP_RST)) == FRAME_TCP_ACK &&
+        e->config.window_gating)
+        h->flags |= HELD_PURE_ACK;
     if (!has_policy(frame->cls) || e->config.policy[frame->cls] == COMPARE_POLICY_FULL)
         h->flags |= HELD_WHOLE;
 }
@@ -500,13 +549,7 @@ take_stale(Compare *e, Held *h, const Frame *frame)
         f = flow_table_find(e->flows, &frame->key, flow_key_hash(e->flows, &frame->key));
     if (f) {
         flow_sync(e, f);
-        tcp_note_committed(f, h);
-        /* The checkpoint covers it, so the secondary knows what it acknowledges. */
-        if ((f->flags & FLOW_HAS_P_ACK) &&
-            (!(f->flags & FLOW_HAS_S_ACK) || (int32_t)(f->p_ack - f->s_ack) > 0)) {
-            f->s_ack = f->p_ack;
-            f->flags |= FLOW_HAS_S_ACK;
-        }
+        tcp_note_stale(f, h);
     }
     engine_release(e, h, COMPARE_RELEASED_COMMITTED);
     if (f)
@@ -718,12 +761,26 @@ release_parts(Compare *e)
     }
 }
 
+static void
+release_waiting_acks(Compare *e)
+{
+    while (!e->checkpointing && e->age_ack &&
+           e->now_ns - e->age_ack->arrival_ns >= e->window_wait_ns) {
+        Held *h = e->age_ack;
+
+        find_age_ack(e, h->link[LINK_AGE].next);
+        if (h->flags & HELD_IN_FIFO)
+            tcp_waited_for_window(e, h);
+    }
+}
+
 void
 compare_tick(Compare *e, int64_t now_ns)
 {
     advance(e, now_ns);
     if (e->config.part_ns > 0)
         release_parts(e);
+    release_waiting_acks(e); /* first: what only waited for this has not timed out */
     while (!e->checkpointing && e->age_check &&
            e->now_ns - e->age_check->arrival_ns >= e->config.timeout_ns) {
         Held *h = e->age_check;
@@ -742,18 +799,22 @@ compare_tick(Compare *e, int64_t now_ns)
 int64_t
 compare_next_deadline_ns(const Compare *e)
 {
-    int64_t timeout_ns =
-        e->checkpointing ? INT64_MAX : deadline_of(e->age_check, e->config.timeout_ns);
+    int64_t timeout_ns = deadline_of(e->age_check, e->config.timeout_ns);
+    int64_t ack_ns = deadline_of(e->age_ack, e->window_wait_ns);
     int64_t part_ns =
         e->config.part_ns > 0 ? deadline_of(e->part_check, e->config.part_ns) : INT64_MAX;
 
+    if (e->checkpointing)
+        return part_ns;
+    if (ack_ns < timeout_ns)
+        timeout_ns = ack_ns;
     return timeout_ns < part_ns ? timeout_ns : part_ns;
 }
 
 int64_t
 compare_oldest_ns(const Compare *e)
 {
-    return e->age_check ? e->age_check->arrival_ns : INT64_MAX;
+    return e->age_check && !e->checkpointing ? e->age_check->arrival_ns : INT64_MAX;
 }
 
 /* --- checkpoints --- */

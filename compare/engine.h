@@ -37,6 +37,7 @@ struct Compare {
     FlowTable *flows;
     HeldList age;     /* all held frames, in arrival order */
     Held *age_check;  /* first of them whose timeout was not reported */
+    Held *age_ack;    /* first ack without data that may wait for a window; see window.c */
     Held *part_check; /* first of them that was not looked at for leaving in part */
     HeldList future;  /* frames of epochs to come */
     HeldList *index;  /* datagrams by payload hash; index_mask + 1 buckets */
@@ -44,6 +45,7 @@ struct Compare {
     FragSet *frag_buckets[ENGINE_FRAG_BUCKETS];
     uint32_t n_frag_sets;
     int64_t now_ns;
+    int64_t window_wait_ns; /* an ack without data may wait this long for the window */
     int64_t next_second_ns;
     uint32_t now_s;
     uint64_t epoch;
@@ -51,7 +53,7 @@ struct Compare {
     bool memory_reported; /* in this epoch */
     bool flows_reported;
     bool overflow;    /* frames of this epoch wait in `future`: there was no room at its commit */
-    uint8_t *scratch; /* FRAME_MAX_BYTES: a frame whose ack is lowered on its way through */
+    uint8_t *scratch; /* FRAME_MAX_BYTES: a frame that is changed on its way through */
     CompareStats stats;
 };
 
@@ -68,8 +70,11 @@ typedef struct DiffSpot {
 void engine_describe(Compare *e, Held *h, const Frame *frame);
 /** Releases a frame of the primary that is on no flow list, and frees it. */
 void engine_release(Compare *e, Held *h, CompareWhy why);
-/** Releases the payload of @h up to the number @to, less what has left. @h stays where it is. */
-void engine_release_part(Compare *e, Held *h, uint32_t to);
+/** The same for a TCP segment that matched, with this ack and this window field. */
+void engine_release_as(Compare *e, Held *h, uint32_t ack, uint16_t window);
+/** Releases the payload of @h up to the number @to, less what has left, with this ack and this
+ * window field. @h stays where it is. */
+void engine_release_part(Compare *e, Held *h, uint32_t to, uint32_t ack, uint16_t window);
 /** Forgets a frame that is on no flow list. */
 void engine_forget(Compare *e, Held *h);
 /** Copies @h, which lives on the stack, to slab memory, in all lists it is on.
@@ -95,20 +100,15 @@ void engine_diverge(Compare *e, Flow *f, CompareRule rule, DiffSpot spot, const 
 void engine_report(Compare *e, const FlowKey *key, CompareRule rule, DiffSpot spot, const Held *p,
                    const Held *s);
 
-/* patch.c */
-
-/** Returns the bytes of @h with the secondary's ack in them. */
-const uint8_t *patch_ack(Compare *e, Held *h);
-/** Writes the segment with the payload of @h, which has no SYN, in [@from, @to) into the engine's
- * scratch memory; with the secondary's ack if it was lowered, and with a FIN only if it is @last.
- * Return: its length. */
-uint32_t patch_part(Compare *e, const Held *h, uint32_t from, uint32_t to, bool last);
-
 /* tcp.c */
 
 void tcp_process(Compare *e, Flow *f, Held *h);
 /** A frame of the primary leaves because of a checkpoint: its bytes count as known. */
 void tcp_note_committed(Flow *f, const Held *h);
+/** The same for a frame of an epoch that is committed already: the secondary knows all of it. */
+void tcp_note_stale(Flow *f, const Held *h);
+/** @h, of the primary, has been here for as long as an ack may wait for the window. */
+void tcp_waited_for_window(Compare *e, Held *h);
 /** True for a frame of the secondary that only waits for one before it to be swept up. */
 bool tcp_is_covered(const Flow *f, const Held *h);
 /** After tcp_note_committed() outside of a commit: what is held may be covered now. */

@@ -27,6 +27,7 @@ enum {
     FLOW_SHORT_LIST = 1 << 12,  /* which expiry list it is on */
     FLOW_EARLY_S = 1 << 14,     /* the backlog has segments that overtook the secondary's SYN */
     FLOW_DELTA_SEEN = 1 << 13,  /* the offset from the SYNs was checked against a later segment */
+    FLOW_TOLD_ALL = 1 << 15,    /* the peer was told all of the secondary's window, not more */
 };
 
 /*
@@ -43,12 +44,14 @@ struct Flow {
     uint32_t base, next;
     uint32_t p_isn, s_isn, s_delta;
     uint32_t p_ack, s_ack;
-    uint32_t epoch; /* low bits of the epoch its state belongs to */
+    uint32_t p_edge, s_edge; /* see window.c; known if FLOW_HAS_P_ACK, FLOW_HAS_S_ACK */
+    uint32_t epoch;          /* low bits of the epoch its state belongs to */
     uint32_t hash;
     uint32_t last_seen_s; /* engine's seconds */
     uint32_t queued_s;    /* when it was put on its expiry list */
     uint32_t expiry_prev, expiry_next;
     uint16_t flags;
+    uint8_t p_scale, s_scale; /* of the windows of each side */
 };
 static_assert(sizeof(struct Flow) <= FLOW_BYTES_MAX, "idle flows are many");
 

@@ -40,9 +40,10 @@ enum {
     HELD_MATCHED = 1 << 7,
     HELD_CSUM_PARTIAL = 1 << 8,
     HELD_TIMED_OUT = 1 << 9,
-    HELD_LOWERED = 1 << 10, /* its ack was lowered for release */
-    HELD_CUT = 1 << 12,     /* its payload below `cut` has left */
-    HELD_WHOLE = 1 << 11,   /* compare the payload; otherwise its length only */
+    HELD_LOWERED = 1 << 10,  /* its ack was lowered for release */
+    HELD_WHOLE = 1 << 11,    /* compare the payload; otherwise its length only */
+    HELD_CUT = 1 << 12,      /* its payload below `cut` has left */
+    HELD_PURE_ACK = 1 << 13, /* TCP with an ack and no data, SYN, FIN or RST */
 };
 
 struct Held {

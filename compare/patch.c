@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* patch.c - TCP segments of the primary that do not leave as they came: ack lowered, or in parts */
+/* patch.c - TCP segments of the primary that do not leave as they came: ack or window lowered, or
+ * in parts */
 /*
- * Both are copies: the frame itself is kept as it is, for divergences and captures. Checksums are
- * patched, where the whole payload stays, or computed anew. With checksum offload the field only
- * has the pseudo header's sum, in which no more than the length changes.
+ * Checksums are patched, where the whole payload stays, or computed anew. With checksum offload the
+ * field only has the pseudo header's sum, in which no more than the length changes.
  */
+#include "patch.h"
+
 #include <assert.h>
 #include <string.h>
 
@@ -24,6 +26,7 @@ enum {
     TCP_SEQ_OFFSET = 4,
     TCP_ACK_OFFSET = 8,
     TCP_FLAGS_OFFSET = 13,
+    TCP_WINDOW_OFFSET = 14,
     TCP_CHECKSUM_OFFSET = 16,
     PROTOCOL_TCP = 6,
     VNET_GSO_TYPE_OFFSET = 1,
@@ -59,22 +62,33 @@ sum_bytes(const uint8_t *bytes, size_t len)
     return len % 2 ? acc + ((uint64_t)bytes[len - 1] << 8) : acc;
 }
 
+uint16_t
+patch_window_field(const Held *h)
+{
+    return be16_load(h->frame + h->l4_off + TCP_WINDOW_OFFSET); /* frame_parse() saw 20 bytes */
+}
+
 const uint8_t *
-patch_ack(Compare *e, Held *h)
+patch_tcp(Held *h, uint8_t *scratch, uint32_t ack, uint16_t window)
 {
     uint8_t *bytes = (uint8_t *)(h + 1);
 
     if (!(h->flags & HELD_STORED)) {
-        memcpy(e->scratch, h->frame, h->frame_len);
-        bytes = e->scratch;
+        memcpy(scratch, h->frame, h->frame_len);
+        bytes = scratch;
     }
     uint8_t *tcp = bytes + h->l4_off;
 
-    if (!(h->flags & HELD_CSUM_PARTIAL))
-        be16_store(tcp + TCP_CHECKSUM_OFFSET,
-                   checksum_patch(be16_load(tcp + TCP_CHECKSUM_OFFSET),
-                                  be32_load(tcp + TCP_ACK_OFFSET), h->flow->s_ack));
-    be32_store(tcp + TCP_ACK_OFFSET, h->flow->s_ack);
+    /* With checksum offload the field only has the pseudo header's sum, which has neither in it. */
+    if (!(h->flags & HELD_CSUM_PARTIAL)) {
+        uint16_t sum = be16_load(tcp + TCP_CHECKSUM_OFFSET);
+
+        sum = checksum_patch(sum, be32_load(tcp + TCP_ACK_OFFSET), ack);
+        sum = checksum_patch(sum, be16_load(tcp + TCP_WINDOW_OFFSET), window);
+        be16_store(tcp + TCP_CHECKSUM_OFFSET, sum);
+    }
+    be32_store(tcp + TCP_ACK_OFFSET, ack);
+    be16_store(tcp + TCP_WINDOW_OFFSET, window);
     return bytes;
 }
 
@@ -127,12 +141,11 @@ drop_gso_if_small(uint8_t *vnet, uint32_t payload_len)
 }
 
 uint32_t
-patch_part(Compare *e, const Held *h, uint32_t from, uint32_t to, bool last)
+patch_part(const Held *h, uint8_t *frame, uint32_t from, uint32_t to, uint32_t ack, uint16_t window)
 {
     const uint32_t len = to - from, removed = h->payload_len - len;
     const uint32_t header_len = h->payload_off - h->l4_off;
     const bool ipv6 = frame_key_is_ipv6(&h->flow->key);
-    uint8_t *frame = e->scratch;
     uint8_t *tcp = frame + h->l4_off, *ip;
 
     assert(len <= h->payload_len && from - h->seq <= h->payload_len - len);
@@ -141,9 +154,9 @@ patch_part(Compare *e, const Held *h, uint32_t from, uint32_t to, bool last)
     ip = ip_header(frame, h);
     shorten_ip(ip, ipv6, removed);
     be32_store(tcp + TCP_SEQ_OFFSET, from);
-    if (h->flags & HELD_LOWERED)
-        be32_store(tcp + TCP_ACK_OFFSET, h->flow->s_ack);
-    if (!last)
+    be32_store(tcp + TCP_ACK_OFFSET, ack);
+    be16_store(tcp + TCP_WINDOW_OFFSET, window);
+    if (to != h->seq + h->payload_len)
         tcp[TCP_FLAGS_OFFSET] &= (uint8_t)~FRAME_TCP_FIN;
     if (h->vnet_hdr_len)
         drop_gso_if_small(frame, len);

@@ -500,6 +500,7 @@ add_stats(CompareStats *sum, const CompareStats *stats)
         sum->divergences[i] += stats->divergences[i];
     sum->refused += stats->refused;
     sum->announcements += stats->announcements;
+    sum->windows_lowered += stats->windows_lowered;
     sum->checkpoints = stats->checkpoints; /* the same in each */
     sum->flows_created += stats->flows_created;
     sum->flows_expired += stats->flows_expired;

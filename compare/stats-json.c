@@ -23,6 +23,7 @@ stats_add_json(const CompareStats *stats, struct json_object *object)
 {
     add_int(object, "released_matched", stats->released[COMPARE_RELEASED_MATCHED]);
     add_int(object, "released_ack_lowered", stats->released[COMPARE_RELEASED_ACK_LOWERED]);
+    add_int(object, "windows_lowered", stats->windows_lowered);
     add_int(object, "released_by_policy", stats->released[COMPARE_RELEASED_PASSED]);
     add_int(object, "released_by_checkpoint", stats->released[COMPARE_RELEASED_COMMITTED]);
     json_object_object_add(object, "divergences", rules_json(stats));

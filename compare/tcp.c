@@ -15,6 +15,10 @@
  * it leaves with the ack lowered. Without payload it waits: a lowered pure ack would be a
  * duplicate ack, which means loss to the peer.
  *
+ * What leaves also announces no more of a receive window than the secondary has: see window.c. An
+ * ack without data may wait for that, but not if something that does not wait is behind it, or so
+ * many acks that it is not worth looking.
+ *
  * A SYN starts a new window. Both SYNs must be here before the primary's leaves, so in life
  * whatever else belongs to the connection follows both of them; frames of the new connection that
  * come while the old one still holds frames go to the backlog. What the secondary sends between the
@@ -36,6 +40,7 @@
 
 #include "engine.h"
 #include "seq.h"
+#include "window.h"
 
 /* The window is kept shorter than half the sequence space, or "before base" and "after next" would
  * be the same. 2^30 is also the largest TCP window (RFC 7323). */
@@ -43,6 +48,9 @@
 /* How far into a connection a segment may be that overtook the SYN. Small, so that segments of the
  * connection before on the same ports rarely are taken for it. */
 #define EARLY_MAX (UINT32_C(1) << 20)
+/* Acks that wait for the secondary's window behind the first that does; bounds what an event costs.
+ */
+#define WAITING_ACKS_MAX 16
 
 static bool
 is_syn(const Held *h)
@@ -380,9 +388,47 @@ note_ack(Flow *f, const Held *h)
 {
     if (!(h->tcp_flags & FRAME_TCP_ACK))
         return;
+    window_note_primary(f, h);
     if (!(f->flags & FLOW_HAS_P_ACK) || is_syn(h) || seq_gt(h->ack, f->p_ack))
         f->p_ack = h->ack;
     f->flags |= FLOW_HAS_P_ACK;
+}
+
+/* True if a frame behind @h could leave that does not wait for the window. */
+static bool
+is_in_the_way(const Flow *f, const Held *h)
+{
+    int steps = 0;
+
+    while ((h = h->link[LINK_FIFO].next)) {
+        if (++steps > WAITING_ACKS_MAX)
+            return true;
+        if (!(h->flags & HELD_PURE_ACK))
+            return !(h->flags & HELD_IN_CHAIN) || in_window(f, h);
+    }
+    return false;
+}
+
+/* The ack with which @h leaves, after ack_allows(). */
+static uint32_t
+ack_of(const Flow *f, const Held *h)
+{
+    return h->flags & HELD_LOWERED ? f->s_ack : h->ack;
+}
+
+static void
+let_go(Compare *e, Flow *f, Held *h)
+{
+    uint32_t ack = ack_of(f, h);
+    uint16_t window = window_allowed(e, f, h, ack);
+
+    if (is_fin(h))
+        f->flags |= FLOW_CLOSED;
+    window_note_said(f, h, ack, window);
+    note_ack(f, h);
+    held_list_remove(&f->fifo, h, LINK_FIFO);
+    h->flags &= (uint16_t)~HELD_IN_FIFO;
+    engine_release_as(e, h, ack, window);
 }
 
 static void
@@ -400,14 +446,9 @@ release_fifo(Compare *e, Flow *f)
         }
         if (is_rst(h) ? !rst_matched(e, f, h) : !ack_allows(f, h))
             return;
-        if (is_fin(h))
-            f->flags |= FLOW_CLOSED;
-        note_ack(f, h);
-        held_list_remove(&f->fifo, h, LINK_FIFO);
-        h->flags &= (uint16_t)~HELD_IN_FIFO;
-        engine_release(e, h,
-                       h->flags & HELD_LOWERED ? COMPARE_RELEASED_ACK_LOWERED
-                                               : COMPARE_RELEASED_MATCHED);
+        if ((h->flags & HELD_PURE_ACK) && window_waits(e, f, h) && !is_in_the_way(f, h))
+            return;
+        let_go(e, f, h);
     }
 }
 
@@ -428,7 +469,12 @@ tcp_release_part(Compare *e, Flow *f)
     to = seq_min(f->next, data_end(h));
     if (seq_leq(to, from) || !ack_allows(f, h))
         return;
-    engine_release_part(e, h, to);
+
+    uint32_t ack = ack_of(f, h);
+    uint16_t window = window_allowed(e, f, h, ack);
+
+    window_note_said(f, h, ack, window);
+    engine_release_part(e, h, to, ack, window);
     h->flags &= (uint16_t)~HELD_LOWERED; /* that was for this part */
 }
 
@@ -463,13 +509,15 @@ belongs(const Flow *f, const Held *h)
 }
 
 static void
-start_connection(Flow *f, uint32_t isn)
+start_connection(Flow *f, const Held *syn)
 {
     f->flags &= FLOW_BACKLOG_P | FLOW_BACKLOG_S | FLOW_EARLY_S | FLOW_REFEEDING | FLOW_SHORT_LIST;
     f->flags |= FLOW_HAS_P_SYN;
-    f->p_isn = isn;
+    f->p_isn = syn->seq;
     f->s_delta = 0;
-    set_window(f, isn, isn);
+    f->p_scale = window_scale_of(syn);
+    f->s_scale = f->p_scale; /* until its own SYN tells */
+    set_window(f, syn->seq, syn->seq);
 }
 
 /* Takes the backlog's frames of @side through the rules again. */
@@ -535,7 +583,7 @@ primary_syn_waits(Compare *e, Flow *f, Held *h)
         backlog_add(e, f, h);
         return true;
     }
-    start_connection(f, h->seq);
+    start_connection(f, h);
     return false;
 }
 
@@ -572,6 +620,7 @@ secondary_syn(Compare *e, Flow *f, Held *h)
         }
         f->s_isn = h->seq;
         f->s_delta = e->config.isn == COMPARE_ISN_LEARN ? f->p_isn - f->s_isn : 0;
+        f->s_scale = window_scale_of(h);
         f->flags |= FLOW_HAS_S_SYN;
     } else if (!(f->flags & FLOW_HAS_S_SYN) || !repeats_secondary_syn(e, f, h)) {
         backlog_add(e, f, h);
@@ -615,6 +664,17 @@ check_delta(Flow *f, const Held *h)
 }
 
 static void
+note_secondary_ack(Flow *f, const Held *h)
+{
+    if (!(h->tcp_flags & FRAME_TCP_ACK))
+        return;
+    window_note_secondary(f, h);
+    if (!(f->flags & FLOW_HAS_S_ACK) || seq_gt(h->ack, f->s_ack))
+        f->s_ack = h->ack;
+    f->flags |= FLOW_HAS_S_ACK;
+}
+
+static void
 process_secondary(Compare *e, Flow *f, Held *h)
 {
     if (f->flags & FLOW_BACKLOG_S) {
@@ -639,15 +699,21 @@ process_secondary(Compare *e, Flow *f, Held *h)
         h->seq += f->s_delta;
         h->end += f->s_delta;
     }
-    if ((h->tcp_flags & FRAME_TCP_ACK) &&
-        (!(f->flags & FLOW_HAS_S_ACK) || seq_gt(h->ack, f->s_ack))) {
-        f->s_ack = h->ack;
-        f->flags |= FLOW_HAS_S_ACK;
-    }
+    note_secondary_ack(f, h);
     if (h->seq != h->end && !in_window(f, h) && !match_next(e, f, h))
         chain_insert(e, f, h);
     else
         engine_forget(e, h);
+}
+
+static void
+release_and_refeed(Compare *e, Flow *f)
+{
+    release_fifo(e, f);
+    tcp_release_part(e, f);
+    /* Each round takes at least a SYN off the backlog. */
+    while (!(f->flags & (FLOW_REFEEDING | FLOW_DIVERGED)) && backlog_ready(f))
+        refeed(e, f);
 }
 
 void
@@ -669,11 +735,7 @@ tcp_process(Compare *e, Flow *f, Held *h)
     else
         process_secondary(e, f, h);
     match(e, f);
-    release_fifo(e, f);
-    tcp_release_part(e, f);
-    /* Each round takes at least a SYN off the backlog. */
-    while (!(f->flags & (FLOW_REFEEDING | FLOW_DIVERGED)) && backlog_ready(f))
-        refeed(e, f);
+    release_and_refeed(e, f);
 }
 
 void
@@ -684,7 +746,7 @@ tcp_note_committed(Flow *f, const Held *h)
         return;
     }
     if (is_syn(h) && !((f->flags & FLOW_HAS_P_SYN) && h->seq == f->p_isn))
-        start_connection(f, h->seq);
+        start_connection(f, h);
     note_ack(f, h);
     /* Far from the window: one of the two is no part of the stream; what comes next will show. */
     if (!(f->flags & FLOW_HAS_WINDOW) || f->next - h->seq + WINDOW_MAX > 2 * WINDOW_MAX) {
@@ -692,6 +754,30 @@ tcp_note_committed(Flow *f, const Held *h)
         return;
     }
     set_window(f, seq_min(f->base, h->seq), seq_max(f->next, h->end));
+}
+
+void
+tcp_note_stale(Flow *f, const Held *h)
+{
+    tcp_note_committed(f, h);
+    if (!(f->flags & FLOW_HAS_P_ACK))
+        return;
+    if ((h->tcp_flags & FRAME_TCP_ACK) && !is_rst(h))
+        window_note_stale(f, h);
+    else if (!(f->flags & FLOW_HAS_S_ACK))
+        window_note_commit(f);
+    if (!(f->flags & FLOW_HAS_S_ACK) || seq_gt(f->p_ack, f->s_ack))
+        f->s_ack = f->p_ack;
+    f->flags |= FLOW_HAS_S_ACK;
+}
+
+void
+tcp_waited_for_window(Compare *e, Held *h)
+{
+    Flow *f = h->flow;
+
+    if (f->fifo.head == h && !(f->flags & FLOW_DIVERGED))
+        release_and_refeed(e, f);
 }
 
 bool

@@ -51,7 +51,7 @@ typedef struct NicLockstep {
     Counter forgotten, duplicates, lease_waits;
     /* The engine's figures, for the control thread. */
     Counter compared[2], released[COMPARE_N_WHYS], divergences[COMPARE_N_RULES], stale[2];
-    Counter refusals, engine_bytes, engine_frames[2], oldest_ns;
+    Counter refusals, windows_lowered, engine_bytes, engine_frames[2], oldest_ns;
 } NicLockstep;
 
 enum {

@@ -334,6 +334,7 @@ redirector_publish(Nic *nic)
     for (unsigned i = 0; i < COMPARE_N_RULES; i++)
         counter_set(&ls->divergences[i], stats->divergences[i]);
     counter_set(&ls->refusals, stats->refused);
+    counter_set(&ls->windows_lowered, stats->windows_lowered);
     counter_set(&ls->engine_bytes, stats->held_bytes);
     counter_set(&ls->oldest_ns, oldest_ns == INT64_MAX ? 0 : (uint64_t)oldest_ns);
 }

@@ -3,8 +3,8 @@
 /*
  * The model knows two TCP flows as arrays of symbols by stream position (SYN, bytes, FIN), one
  * array a side, and a UDP flow as two lists. After each operation what the engine released (which
- * frames, in which order, with which ack) and the number of divergences must be exactly the
- * model's.
+ * frames, in which order, with which ack and window) and the number of divergences must be exactly
+ * the model's. The second TCP flow has scaled windows.
  *
  * Input: 6 bytes of set-up (stream lengths, where the secondary differs), then 5 bytes an
  * operation.
@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bytes.h"
 #include "compare.h"
 #include "packet.h"
 
@@ -40,14 +41,20 @@ enum {
     SYMBOL_FIN = 257,
     OP_BYTES = 5,
     SETUP_BYTES = 6,
+    SYN_WINDOW = 10,
+    SCALED_FLOW = 1,
+    SCALE = 3,
+    WAITING_ACKS_MAX = 16, /* as in tcp.c */
 };
 
 #define TIMEOUT_NS INT64_C(200000000)
+#define WINDOW_WAIT_NS (TIMEOUT_NS / 4)
 
 typedef struct MFrame {
     int side, flow;
     uint32_t from, to; /* TCP: positions; UDP: from is the payload */
     uint32_t ack;
+    uint32_t window; /* the field */
     uint64_t cookie, epoch;
     int64_t time_ns;
     bool matched;
@@ -58,12 +65,15 @@ typedef struct MFlow {
     uint32_t next;
     bool has_s_ack, has_p_ack;
     uint32_t s_ack, p_ack;
+    uint32_t s_edge, p_edge;
+    bool told_all; /* the client knows s_edge already */
     bool diverged;
 } MFlow;
 
 typedef struct Out {
     uint64_t cookie;
     uint32_t ack;
+    uint32_t window;
 } Out;
 
 typedef struct Model {
@@ -104,12 +114,43 @@ symbol(const Model *m, int side, int flow, uint32_t position)
 
 /* --- the model's rules --- */
 
-static void
-model_emit(Model *m, const MFrame *f, uint32_t ack)
+static uint32_t
+shift_of(const MFrame *f)
 {
-    Out o = {f->cookie, ack};
+    return f->flow == SCALED_FLOW && !(f->from == 0 && f->to > 0) ? SCALE : 0;
+}
+
+static uint32_t
+edge_of(const MFrame *f)
+{
+    return f->ack + (f->window << shift_of(f));
+}
+
+static void
+model_emit(Model *m, const MFrame *f, uint32_t ack, uint32_t window)
+{
+    Out o = {f->cookie, ack, f->flow == FLOW_UDP ? 0 : window};
 
     g_array_append_val(m->out, o);
+}
+
+static void
+model_note_primary(MFlow *flow, const MFrame *f)
+{
+    if (!flow->has_p_ack || f->ack > flow->p_ack)
+        flow->p_ack = f->ack;
+    if (!flow->has_p_ack || edge_of(f) > flow->p_edge)
+        flow->p_edge = edge_of(f);
+    flow->has_p_ack = true;
+}
+
+static void
+model_set_s_edge(MFlow *flow, uint32_t edge)
+{
+    if (flow->has_s_ack && edge <= flow->s_edge)
+        return;
+    flow->s_edge = edge;
+    flow->told_all = false;
 }
 
 static void
@@ -119,9 +160,7 @@ model_note_committed(Model *m, const MFrame *f)
 
     if (f->flow == FLOW_UDP)
         return;
-    if (!flow->has_p_ack || f->ack > flow->p_ack)
-        flow->p_ack = f->ack;
-    flow->has_p_ack = true;
+    model_note_primary(flow, f);
     flow->next = MAX(flow->next, f->to);
 }
 
@@ -182,6 +221,48 @@ model_may_leave(const Model *m, const MFrame *h, uint32_t *ret_ack)
     return has_payload;
 }
 
+static uint32_t
+model_window(const MFlow *f, const MFrame *h, uint32_t ack)
+{
+    uint32_t room = f->s_edge > ack ? (f->s_edge - ack) >> shift_of(h) : 0;
+
+    return MIN(h->window, room);
+}
+
+/* @at: of the head in the list of held frames. */
+static bool
+model_is_in_the_way(const Model *m, guint at)
+{
+    const MFrame *head = &g_array_index(m->held, MFrame, at);
+    int steps = 0;
+
+    for (guint i = at + 1; i < m->held->len; i++) {
+        const MFrame *h = &g_array_index(m->held, MFrame, i);
+
+        if (h->flow != head->flow || h->side != P)
+            continue;
+        if (++steps > WAITING_ACKS_MAX)
+            return true;
+        if (h->from != h->to)
+            return h->to <= m->flows[h->flow].next;
+    }
+    return false;
+}
+
+static bool
+model_waits(const Model *m, guint at)
+{
+    const MFrame *h = &g_array_index(m->held, MFrame, at);
+    const MFlow *f = &m->flows[h->flow];
+    uint32_t allowed = model_window(f, h, h->ack);
+
+    if (h->from != h->to || allowed == h->window || m->now_ns - h->time_ns >= WINDOW_WAIT_NS)
+        return false;
+    bool repeats = f->told_all && f->has_p_ack && h->ack <= f->p_ack && edge_of(h) > f->p_edge;
+
+    return (2 * allowed < h->window || repeats) && !model_is_in_the_way(m, at);
+}
+
 static void
 model_release(Model *m, int flow)
 {
@@ -195,13 +276,15 @@ model_release(Model *m, int flow)
             i++;
             continue;
         }
-        if (!model_may_leave(m, &h, &ack))
+        if (!model_may_leave(m, &h, &ack) || (flow != FLOW_UDP && model_waits(m, i)))
             return;
+        uint32_t window = flow == FLOW_UDP ? 0 : model_window(f, &h, ack);
+
         if (flow != FLOW_UDP) {
-            f->p_ack = !f->has_p_ack || h.ack > f->p_ack ? h.ack : f->p_ack;
-            f->has_p_ack = true;
+            f->told_all = window < h.window && ack == h.ack;
+            model_note_primary(f, &h);
         }
-        model_emit(m, &h, ack);
+        model_emit(m, &h, ack, window);
         g_array_remove_index(m->held, i);
     }
 }
@@ -232,8 +315,10 @@ model_tcp(Model *m, MFrame *f)
 
     for (uint32_t i = f->from; i < f->to; i++)
         flow->said[f->side][i] = symbol(m, f->side, f->flow, i);
-    if (f->side == S && (!flow->has_s_ack || f->ack > flow->s_ack)) {
-        flow->s_ack = f->ack;
+    if (f->side == S) {
+        model_set_s_edge(flow, edge_of(f));
+        if (!flow->has_s_ack || f->ack > flow->s_ack)
+            flow->s_ack = f->ack;
         flow->has_s_ack = true;
     }
     if (f->side == P || f->to > MAX(flow->next, f->from))
@@ -265,11 +350,13 @@ model_stale(Model *m, const MFrame *f)
     if (f->side == S)
         return;
     model_note_committed(m, f);
-    if (flow->has_p_ack && (!flow->has_s_ack || flow->p_ack > flow->s_ack)) {
-        flow->s_ack = flow->p_ack;
+    if (f->flow != FLOW_UDP) {
+        model_set_s_edge(flow, flow->has_s_ack ? edge_of(f) : flow->p_edge);
+        if (!flow->has_s_ack || flow->p_ack > flow->s_ack)
+            flow->s_ack = flow->p_ack;
         flow->has_s_ack = true;
     }
-    model_emit(m, f, f->ack);
+    model_emit(m, f, f->ack, f->window);
     if (f->flow == FLOW_UDP || flow->diverged)
         return;
     model_match_tcp(m, f->flow);
@@ -298,7 +385,7 @@ model_commit(Model *m)
         if (h->side == S)
             continue;
         model_note_committed(m, h);
-        model_emit(m, h, h->ack);
+        model_emit(m, h, h->ack, h->window);
     }
     g_array_set_size(m->held, 0);
     m->epoch++;
@@ -309,6 +396,8 @@ model_commit(Model *m)
         f->diverged = false;
         f->has_s_ack = f->has_p_ack;
         f->s_ack = f->p_ack;
+        f->s_edge = f->p_edge;
+        f->told_all = false;
         memset(f->said, 0xff, sizeof(f->said)); /* SYMBOL_NONE */
     }
     m->future = g_array_new(FALSE, FALSE, sizeof(MFrame));
@@ -317,11 +406,29 @@ model_commit(Model *m)
     g_array_unref(future);
 }
 
+/* Acks whose time for a window is over, in the order they came. */
+static void
+model_release_waiting(Model *m)
+{
+    for (guint i = 0; i < m->held->len; i++) {
+        const MFrame *h = &g_array_index(m->held, MFrame, i);
+        guint before = m->held->len;
+
+        if (h->side != P || h->flow == FLOW_UDP || h->from != h->to ||
+            m->now_ns - h->time_ns < WINDOW_WAIT_NS)
+            continue;
+        model_release(m, h->flow);
+        if (m->held->len != before)
+            i = (guint)-1; /* the list has changed */
+    }
+}
+
 static void
 model_tick(Model *m)
 {
     if (m->checkpointing)
         return;
+    model_release_waiting(m);
     for (guint i = 0; i < m->held->len; i++) {
         const MFrame *h = &g_array_index(m->held, MFrame, i);
 
@@ -341,7 +448,12 @@ on_release(void *opaque, const CompareRelease *release)
     Frame frame;
 
     frame_parse(release->bytes, release->len, 0, &frame);
-    Out o = {release->cookie, frame.cls == FRAME_TCP ? frame.ack : 0};
+    Out o = {.cookie = release->cookie};
+
+    if (frame.cls == FRAME_TCP) {
+        o.ack = frame.ack;
+        o.window = be16_load(release->bytes + frame.l4_off + 14);
+    }
 
     if (frame.cls == FRAME_TCP && !packet_tcp_checksum_ok(release->bytes, release->len, 0))
         die("checksum of frame %" G_GUINT64_FORMAT, o.cookie);
@@ -378,9 +490,14 @@ engine_submit(Model *m, const MFrame *f)
         p.len = hi > lo ? hi - lo : 0;
         p.seq = m->isn[f->flow] + f->from;
         p.ack = f->ack;
+        p.has_window = true;
+        p.window = (uint16_t)f->window;
         p.tcp_flags = FRAME_TCP_ACK;
-        if (f->from == 0 && f->to > 0)
+        if (f->from == 0 && f->to > 0) {
             p.tcp_flags |= FRAME_TCP_SYN;
+            p.has_scale = f->flow == SCALED_FLOW;
+            p.scale = SCALE;
+        }
         if (f->to == end_of(m, f->side, f->flow) && f->to > f->from)
             p.tcp_flags |= FRAME_TCP_FIN;
     }
@@ -390,9 +507,9 @@ engine_submit(Model *m, const MFrame *f)
         .bytes = copy, .len = (uint32_t)len, .epoch = f->epoch, .cookie = f->cookie};
 
     if (g_getenv("COLO_FUZZ_TRACE"))
-        g_printerr("%c flow %d [%u, %u) ack %u epoch %d cookie %d next %u held %u\n",
-                   f->side == P ? 'P' : 'S', f->flow, f->from, f->to, f->ack, (int)f->epoch,
-                   (int)f->cookie, m->flows[f->flow].next, m->held->len);
+        g_printerr("%c flow %d [%u, %u) ack %u window %u epoch %d cookie %d next %u held %u\n",
+                   f->side == P ? 'P' : 'S', f->flow, f->from, f->to, f->ack, f->window,
+                   (int)f->epoch, (int)f->cookie, m->flows[f->flow].next, m->held->len);
     if (compare_submit(m->compare, (CompareSide)f->side, &frame, m->now_ns) != 0)
         die("refused");
 }
@@ -408,10 +525,10 @@ check(Model *m, const char *what)
         const Out *a = &g_array_index(m->engine_out, Out, i);
         const Out *b = &g_array_index(m->out, Out, i);
 
-        if (a->cookie != b->cookie || a->ack != b->ack)
-            die("%s: released %" G_GUINT64_FORMAT " ack %u, model says %" G_GUINT64_FORMAT
-                " ack %u",
-                what, a->cookie, a->ack, b->cookie, b->ack);
+        if (a->cookie != b->cookie || a->ack != b->ack || a->window != b->window)
+            die("%s: released %" G_GUINT64_FORMAT " ack %u window %u, model says %" G_GUINT64_FORMAT
+                " ack %u window %u",
+                what, a->cookie, a->ack, a->window, b->cookie, b->ack, b->window);
     }
     const CompareStats *stats = compare_stats(m->compare);
 
@@ -473,6 +590,7 @@ op_frame(Model *m, const uint8_t *op)
     f.from = 1 + op[1] % (end - 1);
     f.to = MIN(end, f.from + op[2] % 16);
     f.ack = 1000 + op[3];
+    f.window = (op[4] & 15u) * 16;
     submit_both(m, f);
 }
 
@@ -510,6 +628,8 @@ setup(Model *m, const uint8_t *data)
     config.timeout_ns = TIMEOUT_NS;
     config.memory_max_bytes = 1024 * 1024;
     config.flows_max = 16;
+    /* The model forgets no flow; 400 operations take 204 s at most. */
+    config.flow_idle_ns = config.flow_closed_ns = INT64_C(1000000000000);
     if (compare_new(&config, &ops, m, &m->compare) != 0)
         die("new");
     m->held = g_array_new(FALSE, FALSE, sizeof(MFrame));
@@ -547,8 +667,13 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     setup(&m, data);
     for (int flow = 0; flow < N_TCP; flow++) {
-        submit_both(&m, (MFrame){.side = P, .flow = flow, .from = 0, .to = 1, .ack = 1000});
-        submit_both(&m, (MFrame){.side = S, .flow = flow, .from = 0, .to = 1, .ack = 1000});
+        for (int side = P; side <= S; side++)
+            submit_both(&m, (MFrame){.side = side,
+                                     .flow = flow,
+                                     .from = 0,
+                                     .to = 1,
+                                     .ack = 1000,
+                                     .window = SYN_WINDOW});
     }
     size_t n_ops = 0;
 

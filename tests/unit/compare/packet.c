@@ -35,15 +35,17 @@ build_l4(const Packet *p, uint8_t *l4)
     size_t header = 0;
 
     if (p->protocol == 6) {
-        header = 20 + 4u * p->n_tcp_options;
+        header = 20 + 4u * p->n_tcp_options + (p->has_scale ? 4u : 0);
         memset(l4, 1, header); /* NOP options */
+        if (p->has_scale)
+            memcpy(l4 + header - 3, (const uint8_t[]){3, 3, p->scale}, 3);
         be16_store(l4, sport);
         be16_store(l4 + 2, dport);
         be32_store(l4 + 4, p->seq);
         be32_store(l4 + 8, p->ack);
         l4[12] = (uint8_t)(header / 4 << 4);
         l4[13] = p->tcp_flags;
-        be16_store(l4 + 14, 5000);
+        be16_store(l4 + 14, p->has_window ? p->window : 5000);
         be32_store(l4 + 16, 0);
     } else if (p->protocol == 17) {
         header = 8;

@@ -22,6 +22,10 @@ typedef struct Packet {
     uint8_t tcp_flags;
     uint32_t seq, ack;
     uint8_t n_tcp_options; /* words */
+    bool has_scale;        /* the window scale option, one word more */
+    uint8_t scale;
+    bool has_window; /* 5000 otherwise */
+    uint16_t window;
     uint16_t ip_id;
     uint8_t ttl;
     const void *payload;

@@ -14,6 +14,7 @@
 
 #include "bytes.h"
 #include "check-main.h"
+#include "frame.h"
 #include "packet.h"
 
 enum { PRIMARY, SECONDARY, OUT, NOTIFY, N_SOCKETS, DEADLINE_MS = 20000 };
@@ -601,6 +602,54 @@ run_status(const char *const *arguments)
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
+static void
+put_ack(const Program *p, int side, uint16_t window)
+{
+    put_packet(p, side,
+               &(Packet){.protocol = 6,
+                         .tcp_flags = FRAME_TCP_ACK,
+                         .seq = 1,
+                         .ack = 1000,
+                         .has_window = true,
+                         .window = window});
+}
+
+static void
+expect_window(Program *p, uint16_t window)
+{
+    static uint8_t buf[PACKET_MAX];
+    size_t len;
+
+    ck_assert(get_packet(p, OUT, DEADLINE_MS, buf, &len));
+    ck_assert_uint_eq(be16_load(buf + len - 6), window); /* checksum and urgent pointer follow */
+}
+
+/* The second ack waits a quarter of the timeout; nobody sends anything that would wake us. */
+static void
+window_case(const char *const *options)
+{
+    Program *p = program_start(options);
+
+    put_ack(p, SECONDARY, 300);
+    put_ack(p, PRIMARY, 400);
+    expect_window(p, 300);
+    put_ack(p, PRIMARY, 900);
+    expect_window(p, 300);
+    struct json_object *o = program_stats(p);
+
+    ck_assert_int_eq(stat_of(o, "windows_lowered", NULL), 2);
+    ck_assert_int_eq(stat_of(o, "divergences", "timeout-primary"), 0);
+    json_object_put(o);
+    program_stop(p);
+}
+
+START_TEST(life_windows_are_lowered)
+{
+    window_case(NULL);
+    window_case((const char *[]){"--shards", "2", NULL});
+}
+END_TEST
+
 START_TEST(err_usage)
 {
     ck_assert_int_eq(run_status((const char *[]){"--version", NULL}), 0);
@@ -621,4 +670,4 @@ CHECK_MAIN("compare-front", life_packets_of_both_sides_come_out_in_order, life_n
            life_a_checkpoint_covers_what_was_still_in_the_socket,
            life_a_peer_that_writes_before_it_reads,
            life_who_is_asked_for_a_checkpoint_is_not_blocked,
-           life_a_new_peer_loses_nothing_of_the_one_before, err_usage)
+           life_a_new_peer_loses_nothing_of_the_one_before, life_windows_are_lowered, err_usage)

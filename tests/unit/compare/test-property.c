@@ -8,6 +8,7 @@
 #include <glib.h>
 #include <string.h>
 
+#include "bytes.h"
 #include "check-main.h"
 #include "rig.h"
 
@@ -46,6 +47,7 @@ typedef struct World {
     /* What the secondary has said so far, and how far it acknowledged. */
     uint8_t said[MAX_FLOWS][MAX_STREAM + 2];
     uint32_t s_ack[MAX_FLOWS];
+    uint32_t s_edge[MAX_FLOWS]; /* highest ack + window it has announced */
     bool trace;
     Step steps[2][MAX_FRAMES];        /* not cleared between cases, as all before */
     const Step *sent[MAX_FRAMES + 1]; /* by cookie */
@@ -83,6 +85,8 @@ add_segment(World *w, int side, int flow, uint32_t from, uint32_t to, uint32_t a
     p.seq = w->isn[flow] + from;
     p.ack = ack;
     p.tcp_flags = ACK;
+    p.has_window = true;
+    p.window = (uint16_t)below(w, chance(w, 50) ? 65536 : 2000);
     if (from == 0 && to > 0)
         p.tcp_flags |= SYN;
     if (to == w->length[flow] + 2 && to > from)
@@ -212,7 +216,8 @@ make_frames(World *w)
     }
 }
 
-/* No byte leaves before the secondary said it; no ack that the secondary did not give. */
+/* No byte leaves before the secondary said it; no ack that the secondary did not give; and no
+ * window that it did not announce. */
 static void
 check_release(World *w, const RigRelease *r)
 {
@@ -227,6 +232,10 @@ check_release(World *w, const RigRelease *r)
         must(w->said[step->flow][i]); /* it left too early otherwise */
     frame_parse(bytes, len, 0, &f);
     must((int32_t)(f.ack - w->s_ack[step->flow]) <= 0);
+    uint16_t window = be16_load(bytes + f.l4_off + 14);
+
+    must((int32_t)(f.ack + window - w->s_edge[step->flow]) <= 0);
+    must(window <= step->packet.window);
     must(packet_tcp_checksum_ok(bytes, len, 0));
 }
 
@@ -257,6 +266,10 @@ send_step(World *w, int side, const Step *step)
         memset(w->said[step->flow] + step->lo, 1, step->hi - step->lo);
         if (step->lo == 0 || (int32_t)(step->ack - w->s_ack[step->flow]) > 0)
             w->s_ack[step->flow] = step->ack;
+        uint32_t edge = step->ack + step->packet.window;
+
+        if (step->lo == 0 || (int32_t)(edge - w->s_edge[step->flow]) > 0)
+            w->s_edge[step->flow] = edge;
     }
     if (side == P)
         w->sent[w->rig->next_cookie + 1] = step;
@@ -314,6 +327,7 @@ case_equal_streams(World *w, uint32_t seed)
     make_world(w, seed, small_rig(modes[seed % 3]));
     make_frames(w);
     run_frames(w);
+    rig_wait(w->rig, 50 * MS); /* acks that wait for a window the secondary does not open */
     must(rig_n_divergences(w->rig) == 0);
     must(w->rig->released->len == (guint)w->n[P]);
     check_order(w);

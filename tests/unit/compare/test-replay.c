@@ -40,16 +40,33 @@ writer_open(const char *name)
 }
 
 static void
-writer_udp(Writer *w, const char *text)
+writer_put(Writer *w, const Packet *packet)
 {
     static uint8_t buf[PACKET_MAX];
-    size_t len = packet_build(&(Packet){.protocol = 17, .payload = text, .len = strlen(text)}, buf);
+    size_t len = packet_build(packet, buf);
     struct pcap_pkthdr h = {.ts = {w->now_us / 1000000, w->now_us % 1000000},
                             .caplen = (uint32_t)len,
                             .len = (uint32_t)len};
 
     w->now_us += 1000;
     pcap_dump((u_char *)w->dump, &h, buf);
+}
+
+static void
+writer_udp(Writer *w, const char *text)
+{
+    writer_put(w, &(Packet){.protocol = 17, .payload = text, .len = strlen(text)});
+}
+
+static void
+writer_ack(Writer *w, uint16_t window)
+{
+    writer_put(w, &(Packet){.protocol = 6,
+                            .tcp_flags = FRAME_TCP_ACK,
+                            .seq = 1,
+                            .ack = 1000,
+                            .has_window = true,
+                            .window = window});
 }
 
 /* Runs colo-replay in the directory. */
@@ -141,6 +158,29 @@ START_TEST(unit_exit_status_and_table)
         replay((const char *[]){"--timeout-ms", "5", "p.pcap", "p.pcap", NULL}, NULL, NULL), 2);
     ck_assert_int_eq(
         replay((const char *[]){"--policy", "arp=none", "p.pcap", "p.pcap", NULL}, NULL, NULL), 2);
+}
+END_TEST
+
+/* Nobody obeys a window of a recording, so no frame waits for the other side's. */
+START_TEST(unit_windows_are_not_compared)
+{
+    Writer s = writer_open("s.pcap");
+    Writer p = writer_open("p.pcap");
+
+    writer_ack(&s, 0);
+    p.now_us += 1000;
+    writer_ack(&p, 500);
+    p.now_us += 1000000;
+    writer_ack(&p, 600);
+    pcap_dump_close(p.dump);
+    pcap_dump_close(s.dump);
+    struct json_object *o = replay_json(0, "p.pcap", "s.pcap", NULL, NULL);
+    struct json_object *hold = NULL;
+
+    ck_assert_int_eq(int_of(o, "released_matched"), 2);
+    ck_assert(json_object_object_get_ex(o, "hold_ms_max", &hold));
+    ck_assert(json_object_get_double(hold) < 1);
+    json_object_put(o);
 }
 END_TEST
 
@@ -307,6 +347,7 @@ main(void)
 {
     const TTest *const tests[] = {unit_json_has_what_is_promised,
                                   unit_exit_status_and_table,
+                                  unit_windows_are_not_compared,
                                   unit_written_divergences_can_be_replayed,
                                   err_bad_input_names_file_packet_and_fault,
                                   unit_captures_of_different_days_can_be_aligned,
