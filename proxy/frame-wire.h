@@ -9,8 +9,9 @@
 #include "hold-queue.h"
 
 typedef enum WireKind {
-    WIRE_INGRESS = 1, /* primary to secondary: a frame that PVM is given */
-    WIRE_EGRESS = 2,  /* secondary to primary: a frame that SVM sent */
+    WIRE_INGRESS = 1,    /* primary to secondary: a frame that PVM is given */
+    WIRE_EGRESS = 2,     /* secondary to primary: a frame that SVM sent */
+    WIRE_CONNECTION = 3, /* primary to secondary: in place of a frame, see inherit.h */
 } WireKind;
 
 enum {

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <sys/random.h>
 
+#include "inherit.h"
 #include "nic.h"
 
 enum {
@@ -36,6 +37,10 @@ lockstep_init(Lockstep *lockstep, const ProxyConfig *config)
 
     int r = rewriter_new(&rewriter, &lockstep->rewriter);
 
+    if (r == 0)
+        r = rewriter_new(&rewriter, &lockstep->inherited);
+    if (r == 0)
+        rewriter_takeover(lockstep->inherited); /* it learns nothing by itself */
     return r < 0 ? r : peer_stream_init(&lockstep->peer);
 }
 
@@ -44,7 +49,8 @@ lockstep_clear(Lockstep *lockstep)
 {
     peer_stream_clear(&lockstep->peer);
     rewriter_free(lockstep->rewriter);
-    lockstep->rewriter = NULL;
+    rewriter_free(lockstep->inherited);
+    lockstep->rewriter = lockstep->inherited = NULL;
     divergence_ring_free(lockstep->book.ring);
     lockstep->book.ring = NULL;
     pthread_mutex_destroy(&lockstep->book.lock);
@@ -99,7 +105,7 @@ objection(const Lockstep *lockstep, const WireFrame *frame, unsigned n_nics, boo
 {
     if (frame->nic >= n_nics)
         return "a frame of a NIC that is not there";
-    if (frame->kind != (secondary ? WIRE_INGRESS : WIRE_EGRESS))
+    if ((frame->kind == WIRE_EGRESS) == secondary)
         return "a frame of the other direction";
     /* The next epoch begins on one side before it does on the other; the one after it cannot. */
     if (frame->epoch > lockstep->epoch + 1)
@@ -133,6 +139,17 @@ peek_run(Lockstep *lockstep, unsigned n_nics, bool secondary, WireFrame *frames,
     return n;
 }
 
+/* SHADOW. False: it has to wait. */
+static bool
+take_one(Lockstep *lockstep, Nic *nic, const WireFrame *frame)
+{
+    if (frame->kind != WIRE_CONNECTION)
+        return shadow_take_peer(nic, frame);
+    if (!inherit_take(lockstep, frame->frame, frame->len))
+        peer_stream_fail(&lockstep->peer, 0, "a malformed record of a connection");
+    return true;
+}
+
 static size_t
 take_run(Lockstep *lockstep, Nic *nic, const WireFrame *frames, size_t n, int64_t now_ns)
 {
@@ -141,7 +158,7 @@ take_run(Lockstep *lockstep, Nic *nic, const WireFrame *frames, size_t n, int64_
     if (nic->egress == PROXY_EGRESS_COMPARE)
         return redirector_take_peer(nic, frames, n, now_ns);
     if (nic->egress == PROXY_EGRESS_SHADOW) {
-        while (taken < n && shadow_take_peer(nic, &frames[taken]))
+        while (taken < n && take_one(lockstep, nic, &frames[taken]))
             taken++;
         return taken;
     }

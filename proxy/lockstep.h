@@ -31,7 +31,12 @@ typedef struct Lockstep {
     DivergenceBook book;
     CompareConfig compare;
     Rewriter *rewriter; /* one for all NICs: a connection may come in by one and leave by another */
-    bool rewriting;     /* this VM took over: the rewriter sits between it and the LAN */
+    bool rewriting;     /* this VM took over: the rewriters sit between it and the LAN */
+    /* Connections that takeovers before this pair left with other numbers, see inherit.c. */
+    Rewriter *inherited;
+    bool legacy_due; /* primary: some have not been said to the peer */
+    unsigned legacy_layer;
+    uint32_t legacy_cursor;
     Counter ignored, test_lost, connections, untracked;
 } Lockstep;
 

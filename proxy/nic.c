@@ -9,6 +9,7 @@
 
 #include "bytes.h"
 #include "clock.h"
+#include "inherit.h"
 
 enum {
     /* Frames per turn: commands are looked at in between. */
@@ -99,7 +100,7 @@ nic_enqueue(Nic *nic, const uint8_t *frame, size_t len, int64_t arrived_ns)
     uint8_t *place = hold_queue_append(nic->queue, frame, len, arrived_ns);
 
     if (nic_is_rewritten(nic))
-        rewriter_egress(nic->lockstep->rewriter, place, len, nic->batch_ns);
+        inherit_to_lan(nic->lockstep, place, len, nic->batch_ns);
 }
 
 static void
@@ -354,7 +355,7 @@ next_ingress(Nic *nic, int64_t now_ns)
         nic->ingress_len = (size_t)n;
         nic->ls.mirrored = false;
         if (nic_is_rewritten(nic))
-            rewriter_ingress(nic->lockstep->rewriter, nic->ingress, nic->ingress_len, now_ns);
+            inherit_from_lan(nic->lockstep, nic->ingress, nic->ingress_len, now_ns);
     }
     return true;
 }

@@ -7,6 +7,7 @@
 #include <sys/epoll.h>
 
 #include "clock.h"
+#include "inherit.h"
 
 enum {
     /* At a takeover: more than the channel's ring and the kernel's buffers hold, and yet bounded.
@@ -79,8 +80,11 @@ begin_mode(Proxy *proxy, ProxyEgress egress)
         lockstep->rewriting = true;
     }
     if (egress != proxy->egress && !(is_pair_primary(egress) && is_pair_primary(proxy->egress)) &&
-        (is_pair_primary(egress) || egress == PROXY_EGRESS_SHADOW))
+        (is_pair_primary(egress) || egress == PROXY_EGRESS_SHADOW)) {
         lockstep->epoch = lockstep->next_epoch = 0;
+        if (is_pair_primary(egress))
+            inherit_begin(lockstep);
+    }
     lockstep->paused = false;
 }
 

@@ -11,6 +11,7 @@
 #include "announce.h"
 #include "bytes.h"
 #include "clock.h"
+#include "inherit.h"
 #include "link.h"
 
 enum {
@@ -174,6 +175,7 @@ write_peer(Proxy *proxy)
 
     if (!peer->attached)
         return;
+    inherit_send(&proxy->lockstep);
     peer_stream_flush(peer);
     /* What it said before its end is told of comes first. */
     if (peer->broken && !peer->told_end && !proxy->peer_pending) {

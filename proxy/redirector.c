@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "inherit.h"
 #include "nic.h"
 
 enum {
@@ -75,7 +76,7 @@ on_release(void *opaque, const CompareRelease *release)
                                        nic->batch_ns - release->held_ns);
 
     if (nic_is_rewritten(nic))
-        rewriter_egress(nic->lockstep->rewriter, place, release->len, nic->batch_ns);
+        inherit_to_lan(nic->lockstep, place, release->len, nic->batch_ns);
     if (!nic->ls.held_before)
         hold_queue_release_all(nic->queue);
 }

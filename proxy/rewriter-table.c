@@ -224,8 +224,21 @@ rewriter_table_remove(RewriterTable *t, RewriterEntry *e)
         i = (i + 1) & t->slot_mask;
     slot_delete(t, i);
     list_remove(t, e);
+    e->generation = t->generation - 1; /* free, to rewriter_table_next() */
     e->next = t->free_head;
     t->free_head = index;
+}
+
+RewriterEntry *
+rewriter_table_next(RewriterTable *t, uint32_t *cursor)
+{
+    while (*cursor < t->n_used_once) {
+        RewriterEntry *e = &t->entries[(*cursor)++];
+
+        if (!is_stale(t, e))
+            return e;
+    }
+    return NULL;
 }
 
 RewriterEntry *

@@ -45,6 +45,10 @@ void rewriter_table_touch(RewriterTable *table, RewriterEntry *entry, bool open)
 
 void rewriter_table_remove(RewriterTable *table, RewriterEntry *entry);
 
+/** Walks over all connections, in no order: the first at or after *@cursor, which is moved behind
+ * it (0 to begin with). NULL: no more. Others may be added and removed between two calls. */
+RewriterEntry *rewriter_table_next(RewriterTable *table, uint32_t *cursor);
+
 /** Forgets all, at no cost. Return: how many. */
 uint32_t rewriter_table_new_generation(RewriterTable *table);
 

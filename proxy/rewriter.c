@@ -400,3 +400,66 @@ rewriter_ingress(Rewriter *r, uint8_t *frame, size_t len, int64_t now_ns)
 {
     handle(r, frame, len, false, now_ns);
 }
+
+/* --- from one rewriter to another --- */
+
+bool
+rewriter_export(Rewriter *r, uint32_t *cursor, RewriterRecord *ret_record)
+{
+    const RewriterEntry *entry;
+
+    while ((entry = rewriter_table_next(r->table, cursor)) != NULL) {
+        const RewriterConn *c = &entry->conn;
+
+        if (!rewriter_conn_is_known(c))
+            continue;
+        *ret_record = (RewriterRecord){.key = entry->key,
+                                       .isn = c->isn,
+                                       .peer_isn = c->peer_isn,
+                                       .seq_off = c->seq_off,
+                                       .ts_off = c->ts_off,
+                                       .has_ts = c->flags & REWRITER_CONN_TS_OFF};
+        return true;
+    }
+    return false;
+}
+
+int
+rewriter_import(Rewriter *r, const RewriterRecord *record)
+{
+    uint32_t hash = rewriter_table_hash(r->table, &record->key);
+    RewriterEntry *entry = rewriter_table_find(r->table, &record->key, hash);
+
+    if (!entry)
+        entry = rewriter_table_add(r->table, &record->key, hash);
+    if (!entry)
+        return -ENOBUFS;
+    /* Not the guest's latest TSval: it goes on unseen, and an echo of it must not look new. */
+    entry->conn = (RewriterConn){.phase = REWRITER_OPEN,
+                                 .flags = record->has_ts ? REWRITER_CONN_TS_OFF : 0,
+                                 .isn = record->isn,
+                                 .peer_isn = record->peer_isn,
+                                 .seq_off = record->seq_off,
+                                 .ts_off = record->ts_off};
+    rewriter_table_touch(r->table, entry, true);
+    refresh_gauges(r);
+    return 0;
+}
+
+void
+rewriter_note_egress(Rewriter *r, const uint8_t *frame, size_t len)
+{
+    RewriterEntry *entry;
+    FlowKey key;
+    Frame f;
+
+    frame_parse(frame, len, VNET_BYTES, &f);
+    if (f.cls != FRAME_TCP || (f.tcp_flags & (FRAME_TCP_SYN | FRAME_TCP_RST)) != FRAME_TCP_SYN)
+        return;
+    key = f.key;
+    key.w[5] = without_priority_tags(key.w[5]);
+    entry = rewriter_table_find(r->table, &key, rewriter_table_hash(r->table, &key));
+    if (entry && f.seq != entry->conn.isn)
+        rewriter_table_remove(r->table, entry);
+    refresh_gauges(r);
+}

@@ -2,8 +2,11 @@
 /* rewriter.h - the secondary's TCP numbers in the primary's terms, and back */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "frame.h"
 
 /*
  * Rewriter: between the secondary VM (SVM) and everybody else. Peers on the network know only the
@@ -74,6 +77,24 @@ void rewriter_commit(Rewriter *rewriter);
  * and the comparison see SVM's own numbers.
  */
 void rewriter_takeover(Rewriter *rewriter);
+
+/*
+ * A survivor's connections with numbers of its own are to survive the next failover as well: the
+ * new secondary gets the numbers inside with the memory, and from here how clients see them.
+ */
+typedef struct RewriterRecord {
+    FlowKey key; /* as the guest sends */
+    uint32_t isn, peer_isn;
+    uint32_t seq_off, ts_off;
+    bool has_ts;
+} RewriterRecord;
+
+/** The next connection that is translated, from *@cursor on (0 to begin with). False: no more. */
+bool rewriter_export(Rewriter *rewriter, uint32_t *cursor, RewriterRecord *ret_record);
+/** Knows a connection as another rewriter does. Return: 0, or -ENOBUFS if all known are open. */
+int rewriter_import(Rewriter *rewriter, const RewriterRecord *record);
+/** A frame of the guest's that is not to be changed: a SYN ends the connection on its ports. */
+void rewriter_note_egress(Rewriter *rewriter, const uint8_t *frame, size_t len);
 
 /** Kept current; lives as long as @rewriter. */
 const RewriterStats *rewriter_stats(const Rewriter *rewriter);

@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "inherit.h"
 #include "nic.h"
 
 enum {
@@ -59,6 +60,7 @@ shadow_take(Nic *nic, const uint8_t *frame, size_t len)
 
     while (hold_queue_bytes(nic->queue) > KEPT_BYTES && hold_queue_frames(nic->queue) > 1)
         hold_queue_drop_oldest(nic->queue);
+    inherit_note(nic->lockstep, place, len);
     send_copy(nic, place, len);
 }
 
@@ -161,7 +163,7 @@ translate(const HeldFrame *frame, gpointer data)
 {
     Nic *nic = data;
 
-    rewriter_egress(nic->lockstep->rewriter, frame->data, frame->len, nic->batch_ns);
+    inherit_to_lan(nic->lockstep, frame->data, frame->len, nic->batch_ns);
 }
 
 void

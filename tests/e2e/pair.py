@@ -24,8 +24,8 @@ PRIMARY_STATES = ("alone", "preparing", "migrating", "protected")
 class Mark:
     """The moment before a fault."""
 
-    def __init__(self, pair):
-        self.generation = pair.status(pair.primary)["generation"]
+    def __init__(self, pair, primary):
+        self.generation = pair.status(primary)["generation"]
         self.seq = {}
         for name, host in pair.lab.hosts.items():
             events = host.events() if host.colod() else []
@@ -122,8 +122,8 @@ class Pair:
         self.loads.append(load)
         return load
 
-    def mark(self):
-        return Mark(self)
+    def mark(self, primary=None):
+        return Mark(self, primary or self.primary)
 
     def takeover(self, name, mark, load, stall_ms, seconds=15):
         """The host goes on in the next generation; the streams flow again and stalled no longer than this."""

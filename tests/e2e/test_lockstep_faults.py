@@ -63,6 +63,22 @@ def test_primary_killed_with_stream_ports(pair):
     pair.finish(mark, load, [pair.primary, pair.secondary])
 
 
+def test_two_failovers_of_young_connections(pair):
+    """Opened since the last checkpoint, so that the survivor's numbers are not those that the client knows; the next
+    survivor must know of that too."""
+    settle(pair)
+    load = pair.load(streams=[Echo(pair.lab), Download(pair.lab, rate=RATE), Upload(pair.lab, 24, RATE)])
+    mark = pair.mark()
+    pair.lab.kill(pair.primary, "qemu")
+    pair.takeover(pair.secondary, mark, load, STALL_TOLD)
+    pair.lab.wait_protected(pair.secondary, REPROTECT_S)
+    load.wait_flow()
+    mark = pair.mark(pair.secondary)
+    pair.lab.kill(pair.secondary, "qemu")
+    pair.takeover(pair.primary, mark, load, STALL_TOLD)
+    pair.finish(mark, load, [pair.primary, pair.secondary, pair.primary])
+
+
 # place -> (which host's proxy loses it, whether a burst there needs a checkpoint to be healed). What gets lost behind
 # the comparison, TCP asks for again, of both guests alike.
 PLACES = {

@@ -124,6 +124,8 @@ START_TEST(sec_garbage_from_the_peer_breaks_the_channel_with_its_name)
     expect_refusal(m, n, "NIC that is not there");
     n = pair_encode(m, 0, WIRE_INGRESS, 0, 1, 60);
     expect_refusal(m, n, "other direction");
+    n = pair_encode(m, 0, WIRE_CONNECTION, 0, 1, 60);
+    expect_refusal(m, n, "other direction");
     n = pair_encode(m, 2, WIRE_EGRESS, 0, 1, 60);
     expect_refusal(m, n, "too far ahead");
     first = pair_encode(m, 1, WIRE_EGRESS, 0, 1, 60);
@@ -360,10 +362,41 @@ START_TEST(unit_ingress_is_quiet_within_a_millisecond_or_two)
 }
 END_TEST
 
+/* The records of connections: too short, too long, of no TCP connection, a flag that is none. */
+START_TEST(sec_malformed_connections_break_the_channel)
+{
+    static const size_t sizes[] = {60, 78 - WIRE_VNET_BYTES, 79 - WIRE_VNET_BYTES,
+                                   77 - WIRE_VNET_BYTES};
+
+    for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        World w;
+        ProxyConfig base;
+        int fds[2];
+        uint8_t m[512];
+        size_t n;
+
+        pair_wire_sequence = 0;
+        lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
+        world_enter();
+        world_open(&w, 0, PROXY_PORT_TAP, &base);
+        pair_sockets(fds);
+        world_attach_fd(&w, fds[0]);
+        world_egress(&w, PROXY_EGRESS_SHADOW);
+        n = pair_encode(m, 0, WIRE_CONNECTION, 0, 0xffffffff, sizes[i]);
+        ck_assert_int_eq(send(fds[1], m, n, MSG_NOSIGNAL), (ssize_t)n);
+        world_until(&w.n_peer_lost, 1);
+        ck_assert_str_eq(w.peer_text, "frames channel: a malformed record of a connection");
+        (void)close(fds[1]);
+        world_clear(&w);
+    }
+}
+END_TEST
+
 CHECK_MAIN("lockstep-life", err_peer_end_holds_output_until_it_is_decided,
            err_link_lost_and_claim_lost_drops_all,
            sec_garbage_from_the_peer_breaks_the_channel_with_its_name,
-           life_a_new_peer_replaces_the_one_before, life_takeover_says_what_the_primary_had_not,
+           sec_malformed_connections_break_the_channel, life_a_new_peer_replaces_the_one_before,
+           life_takeover_says_what_the_primary_had_not,
            life_takeover_gives_the_guest_what_was_mirrored, unit_what_a_shadow_keeps_is_bounded,
            unit_what_a_shadow_keeps_is_not_old, life_survivor_becomes_the_primary_of_a_new_pair,
            unit_buffered_for_a_while_and_back, unit_ingress_is_quiet_within_a_millisecond_or_two)

@@ -241,7 +241,23 @@ START_TEST(unit_different_bytes_diverge_at_once)
 }
 END_TEST
 
-START_TEST(life_a_connection_survives_the_takeover_in_both_directions)
+/* The survivor's own secondary takes over in its turn: inside it are the numbers of the first
+ * secondary, outside those of the first primary. */
+static void
+take_over_again(World *survivor, World *next)
+{
+    proxy_free(survivor->proxy);
+    survivor->proxy = NULL;
+    world_egress(next, PROXY_EGRESS_OPEN);
+    world_ingress(next, true);
+    expect(next->client_fd, ACK, P_ISN + 14, CLIENT_ISN + 7, "again");
+    guest_says(next, ACK, S_ISN + 19, CLIENT_ISN + 9, "still here");
+    expect(next->client_fd, ACK, P_ISN + 19, CLIENT_ISN + 9, "still here");
+    client_says(next, ACK, CLIENT_ISN + 9, P_ISN + 29, "good");
+    expect(next->guest_fd, ACK, CLIENT_ISN + 9, S_ISN + 29, "good");
+}
+
+START_TEST(life_a_connection_survives_two_takeovers_in_both_directions)
 {
     Pair pair;
 
@@ -278,6 +294,7 @@ START_TEST(life_a_connection_survives_the_takeover_in_both_directions)
     client_says(&pair.s, ACK, CLIENT_ISN + 7, P_ISN + 19, "ok");
     expect(pair.s.guest_fd, ACK, CLIENT_ISN + 7, S_ISN + 19, "ok");
     expect(t.guest_fd, ACK, CLIENT_ISN + 7, S_ISN + 19, "ok");
+    take_over_again(&pair.s, &t);
     world_clear(&t);
     pair_clear(&pair);
 }
@@ -285,4 +302,4 @@ END_TEST
 
 CHECK_MAIN("lockstep-tcp", unit_numbers_differ_inside_and_agree_outside,
            unit_an_ack_is_lowered_to_what_the_secondary_has, unit_different_bytes_diverge_at_once,
-           life_a_connection_survives_the_takeover_in_both_directions)
+           life_a_connection_survives_two_takeovers_in_both_directions)

@@ -266,5 +266,56 @@ START_TEST(unit_takeover)
 }
 END_TEST
 
+static void
+handed_on(RwRig *rig)
+{
+    const RewriterConfig config = {.connections_max = 4};
+    RewriterRecord record;
+    Rewriter *next = NULL;
+    uint32_t cursor = 0;
+    Segment echo;
+
+    rw_open_passive(rig);
+    rewriter_takeover(rig->rewriter);
+    ck_assert(rewriter_export(rig->rewriter, &cursor, &record));
+    ck_assert(!rewriter_export(rig->rewriter, &cursor, &record));
+    ck_assert_int_eq(rewriter_new(&config, &next), 0);
+    rewriter_takeover(next);
+    ck_assert_int_eq(rewriter_import(next, &record), 0);
+    ck_assert_int_eq(rewriter_import(next, &record), 0); /* the same one */
+    ck_assert_uint_eq(rewriter_stats(next)->connections, 1);
+    rewriter_free(rig->rewriter);
+    rig->rewriter = next;
+    /* Much later: an echo of what was sent meanwhile must not move the offset. */
+    echo = peer_says(ACK, 1, 1, 0);
+    if (echo.has_ts)
+        echo.tsecr += 100000;
+    ck_assert_uint_eq(rw_in(rig, echo).ack, SVM_ISN + 1);
+    rw_assert_translated(rig);
+}
+
+START_TEST(unit_handed_on)
+{
+    rw_each_style(handed_on);
+}
+END_TEST
+
+START_TEST(unit_handed_on_are_known_ones_only)
+{
+    RwRig rig = rw_new((SegmentStyle){0}, 16);
+    RewriterRecord record;
+    uint32_t cursor = 0;
+
+    rw_out(&rig, svm_says(SYN, 0, 0, 0));
+    ck_assert(!rewriter_export(rig.rewriter, &cursor, &record));
+    rw_open_active(&rig);
+    rewriter_commit(rig.rewriter);
+    cursor = 0;
+    ck_assert(!rewriter_export(rig.rewriter, &cursor, &record));
+    rw_free(&rig);
+}
+END_TEST
+
 CHECK_MAIN("rewriter-life", unit_r3_fin_with_ack_closes_in_every_order, unit_port_reuse,
-           unit_syn_on_a_live_connection, unit_commit_forgets, unit_takeover)
+           unit_syn_on_a_live_connection, unit_commit_forgets, unit_takeover, unit_handed_on,
+           unit_handed_on_are_known_ones_only)

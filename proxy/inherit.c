@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * inherit.c - translated connections, handed on to the next secondary
+ *
+ * After a takeover the connections that were opened since the last checkpoint keep other numbers
+ * inside the guest than clients know. When that guest becomes the primary of a new pair, its next
+ * secondary gets the guest's numbers with the memory; how clients see them it is told here, at the
+ * arming: one record for each connection, on the frames channel. No others are added as long as the
+ * pair lives: what is opened from then on is the secondary's own rewriter's to know.
+ *
+ * So there are two layers, for connections of different age. @inherited knows those from before the
+ * pair, in terms of PVM, and is used after a takeover only; @rewriter knows SVM's since the last
+ * checkpoint, in terms of PVM. Outwards a frame passes @rewriter first, inwards last; what a layer
+ * does not know passes it as it is. Copies that the primary mirrored are in terms of PVM already
+ * and pass @rewriter only, also if they are still queued at the takeover. A SYN of SVM's on the
+ * ports of an inherited connection is the end of that; before the takeover inherit_note() looks.
+ */
+#include "inherit.h"
+
+#include <string.h>
+
+#include "bytes.h"
+
+enum {
+    RECORD_BYTES = 8 * FRAME_KEY_WORDS + 5 * 4,
+    MESSAGE_BYTES = WIRE_VNET_BYTES + RECORD_BYTES, /* zeros where a virtio-net header is */
+};
+
+static void
+encode(uint8_t *out, const RewriterRecord *record)
+{
+    const uint32_t numbers[] = {record->isn, record->peer_isn, record->seq_off, record->ts_off,
+                                record->has_ts};
+
+    memset(out, 0, WIRE_VNET_BYTES);
+    out += WIRE_VNET_BYTES;
+    for (unsigned i = 0; i < FRAME_KEY_WORDS; i++, out += 8)
+        be64_store(out, record->key.w[i]);
+    for (unsigned i = 0; i < G_N_ELEMENTS(numbers); i++, out += 4)
+        be32_store(out, numbers[i]);
+}
+
+static bool
+decode(View in, RewriterRecord *ret_record)
+{
+    RewriterRecord record;
+    uint32_t has_ts;
+
+    if (!view_skip(&in, WIRE_VNET_BYTES))
+        return false;
+    for (unsigned i = 0; i < FRAME_KEY_WORDS; i++)
+        if (!view_get_be64(&in, &record.key.w[i]))
+            return false;
+    if (!view_get_be32(&in, &record.isn) || !view_get_be32(&in, &record.peer_isn) ||
+        !view_get_be32(&in, &record.seq_off) || !view_get_be32(&in, &record.ts_off) ||
+        !view_get_be32(&in, &has_ts) || has_ts > 1 || in.len != 0 ||
+        frame_key_class(&record.key) != FRAME_TCP)
+        return false;
+    record.has_ts = has_ts == 1;
+    *ret_record = record;
+    return true;
+}
+
+void
+inherit_begin(Lockstep *lockstep)
+{
+    lockstep->legacy_due = lockstep->rewriting;
+    lockstep->legacy_layer = 0;
+    lockstep->legacy_cursor = 0;
+}
+
+/* The older layer first: of two that know the same ports the newer counts. */
+static bool
+next_record(Lockstep *lockstep, RewriterRecord *ret_record)
+{
+    Rewriter *const layers[] = {lockstep->inherited, lockstep->rewriter};
+
+    for (; lockstep->legacy_layer < G_N_ELEMENTS(layers); lockstep->legacy_layer++) {
+        if (rewriter_export(layers[lockstep->legacy_layer], &lockstep->legacy_cursor, ret_record))
+            return true;
+        lockstep->legacy_cursor = 0;
+    }
+    return false;
+}
+
+void
+inherit_send(Lockstep *lockstep)
+{
+    uint8_t message[MESSAGE_BYTES];
+    RewriterRecord record;
+
+    while (lockstep->legacy_due && peer_stream_is_usable(&lockstep->peer) &&
+           peer_stream_room(&lockstep->peer) > 0) {
+        if (!next_record(lockstep, &record)) {
+            lockstep->legacy_due = false;
+            return;
+        }
+        encode(message, &record);
+        peer_stream_send(&lockstep->peer, WIRE_CONNECTION, 0, lockstep->next_epoch, message,
+                         sizeof(message));
+    }
+}
+
+bool
+inherit_take(Lockstep *lockstep, const uint8_t *frame, size_t len)
+{
+    RewriterRecord record;
+
+    if (!decode(view_of(frame, len), &record))
+        return false;
+    /* Full of open connections: this one ends with the next failover, as those beyond the
+     * rewriter's limit do. */
+    (void)rewriter_import(lockstep->inherited, &record);
+    return true;
+}
+
+static bool
+has_inherited(const Lockstep *lockstep)
+{
+    return rewriter_stats(lockstep->inherited)->connections > 0;
+}
+
+void
+inherit_note(Lockstep *lockstep, const uint8_t *frame, size_t len)
+{
+    if (has_inherited(lockstep))
+        rewriter_note_egress(lockstep->inherited, frame, len);
+}
+
+void
+inherit_to_lan(Lockstep *lockstep, uint8_t *frame, size_t len, int64_t now_ns)
+{
+    rewriter_egress(lockstep->rewriter, frame, len, now_ns);
+    if (has_inherited(lockstep))
+        rewriter_egress(lockstep->inherited, frame, len, now_ns);
+}
+
+void
+inherit_from_lan(Lockstep *lockstep, uint8_t *frame, size_t len, int64_t now_ns)
+{
+    if (has_inherited(lockstep))
+        rewriter_ingress(lockstep->inherited, frame, len, now_ns);
+    rewriter_ingress(lockstep->rewriter, frame, len, now_ns);
+}
