@@ -16,7 +16,8 @@
  * commit the secondary has the primary's receive buffer, so s_edge is p_edge, as with acks.
  *
  * Waiting. The primary does not say it again when the secondary has read too. So an ack without
- * data waits for that if what could be told now is less than half of what it wants to tell, or
+ * data waits for that if what could be told now is less than half of what it wants to tell and too
+ * little for the client to go on (an ack that is late for no need slows a sender down), or if it is
  * nothing new at all: a window update that says what was said already is a duplicate ack, which
  * means loss to the peer. It waits for a quarter of the timeout at most, counted from its arrival,
  * and then leaves lowered; it is no reason for a checkpoint. Whatever has data, SYN, FIN or RST
@@ -50,6 +51,8 @@ enum {
     TCP_OPTION_NOP = 1,
     TCP_OPTION_WINDOW_SCALE = 3,
     SCALE_MAX = 14, /* RFC 7323, 2.3 */
+    /* With this much room a client goes on, and the answers to what it sends will tell it more. */
+    ENOUGH_BYTES = 16384,
 };
 
 uint8_t
@@ -161,7 +164,10 @@ window_waits(const Compare *e, const Flow *f, const Held *h)
     bool news = !(f->flags & FLOW_TOLD_ALL) || !(f->flags & FLOW_HAS_P_ACK) ||
                 seq_gt(h->ack, f->p_ack) || seq_leq(edge_of(h, f->p_scale), f->p_edge);
 
-    return allowed < wanted - allowed || !news;
+    bool little =
+        allowed < wanted - allowed && (uint32_t)allowed << shift_of(h, f->p_scale) < ENOUGH_BYTES;
+
+    return little || !news;
 }
 
 void

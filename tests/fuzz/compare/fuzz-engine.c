@@ -44,7 +44,7 @@ enum {
     SYN_WINDOW = 10,
     SCALED_FLOW = 1,
     SCALE = 3,
-    WAITING_ACKS_MAX = 16, /* as in tcp.c */
+    WAITING_ACKS_MAX = 16, /* as in tcp.c; of ENOUGH_BYTES in window.c there is not a tenth here */
 };
 
 #define TIMEOUT_NS INT64_C(200000000)

@@ -152,10 +152,19 @@ START_TEST(unit_window_ack_waits_for_the_secondary_to_read)
     (void)ack_of(rig, S, 13300, 0);
     uint64_t ack = ack_of(rig, P, 13300, 400); /* its reader was faster */
     ck_assert(!rig_was_released(rig, ack));
-    (void)ack_of(rig, S, 13300, 199);
-    ck_assert(!rig_was_released(rig, ack)); /* less than half */
-    (void)ack_of(rig, S, 13300, 200);
-    expect_said(rig, ack, 13300, 200);
+    (void)ack_of(rig, S, 13300, 127);
+    ck_assert(!rig_was_released(rig, ack)); /* less than half, and than 16 KiB */
+    (void)ack_of(rig, S, 13300, 128);
+    expect_said(rig, ack, 13300, 128);
+    done(rig);
+
+    rig = rig_scaled(__func__, 10); /* the SYNs announced up to 5500 */
+    (void)ack_of(rig, S, 5500, 0);
+    ack = ack_of(rig, P, 5500, 40);
+    (void)ack_of(rig, S, 5500, 19);
+    ck_assert(!rig_was_released(rig, ack));
+    (void)ack_of(rig, S, 5500, 20); /* half */
+    expect_said(rig, ack, 5500, 20);
     done(rig);
 }
 END_TEST
@@ -415,7 +424,8 @@ START_TEST(life_window_of_the_primary_at_a_commit)
     expect_said(rig, ack, full, 400);
     /* The secondary has the primary's buffer now. */
     expect_said(rig, ack_of(rig, P, full, 400), full, 400);
-    uint64_t more = ack_of(rig, P, full, 1000);
+    expect_said(rig, ack_of(rig, P, full, 1000), full, 400);
+    uint64_t more = ack_of(rig, P, full, 1100);
     ck_assert(!rig_was_released(rig, more));
     (void)ack_of(rig, S, full, 900);
     expect_said(rig, more, full, 900);
