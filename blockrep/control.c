@@ -127,6 +127,8 @@ status_json(Target *target)
     add(object, "hidden", overlay_json(&status, 0));
     add(object, "active", overlay_json(&status, 1));
     add(object, "commit", commit_json(&status));
+    add_number(object, "checkpoint_last_us", status.checkpoint_last_us);
+    add_number(object, "checkpoint_max_us", status.checkpoint_max_us);
     add_number(object, "target_requests", status.counters.requests[SIDE_TARGET]);
     add_number(object, "active_requests", status.counters.requests[SIDE_ACTIVE]);
     add_number(object, "saved_bytes", status.counters.saved_bytes);

@@ -18,6 +18,7 @@ struct Target {
     CommitPhase phase;
     uint64_t change;
     uint64_t commit_done_blocks, commit_all_blocks;
+    uint64_t checkpoint_last_us, checkpoint_max_us;
     char failure[256];
     pthread_t thread;
     gboolean has_thread;

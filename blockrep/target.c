@@ -288,7 +288,9 @@ do_checkpoint(Target *target, uint64_t epoch, int64_t deadline_ns, GError **erro
     if (!step(target, TARGET_EVENT_CHECKPOINT, 0, epoch, &mode, error))
         return FALSE;
 
+    int64_t started_ns = clock_now_ns();
     int r = layers_checkpoint(target->layers, deadline_ns);
+    uint64_t took_us = (uint64_t)((clock_now_ns() - started_ns) / NS_PER_US);
 
     if (r == -ETIMEDOUT) {
         layers_count_fault(target->layers, FAULT_EMPTYING);
@@ -300,6 +302,8 @@ do_checkpoint(Target *target, uint64_t epoch, int64_t deadline_ns, GError **erro
         return step(target, TARGET_EVENT_CHECKPOINT, 0, epoch, &mode, error);
     target_lock(target);
     target->meta.epoch = epoch;
+    target->checkpoint_last_us = took_us;
+    target->checkpoint_max_us = MAX(target->checkpoint_max_us, took_us);
     target_unlock(target);
     return TRUE;
 }
@@ -401,6 +405,8 @@ target_status(Target *target, TargetStatus *ret_status)
     status.change = target->change;
     status.commit_done_blocks = target->commit_done_blocks;
     status.commit_all_blocks = target->commit_all_blocks;
+    status.checkpoint_last_us = target->checkpoint_last_us;
+    status.checkpoint_max_us = target->checkpoint_max_us;
     (void)g_strlcpy(status.failure, target->failure, sizeof(status.failure));
     target_unlock(target);
     *ret_status = status;

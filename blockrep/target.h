@@ -74,7 +74,8 @@ typedef struct TargetStatus {
     gboolean durable_overlays;
     uint64_t used_bytes[2], limit_bytes[2], peak_bytes[2]; /* hidden, active */
     uint64_t commit_done_blocks, commit_all_blocks;
-    char failure[256]; /* of the last commit, if it failed */
+    uint64_t checkpoint_last_us, checkpoint_max_us; /* waiting for requests and emptying */
+    char failure[256];                              /* of the last commit, if it failed */
     LayersCounters counters;
 } TargetStatus;
 

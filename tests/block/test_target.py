@@ -198,7 +198,9 @@ def test_fio_target_under_checkpoints(make_target):
         target.ask("checkpoint", epoch=epoch)
     finish(job)
     assert epoch > 5
-    assert target.ask("status")["faults"] == {}
+    status = target.ask("status")
+    assert status["faults"] == {}
+    assert 0 < status["checkpoint_max_us"] < DEADLINE_S * 1000 * 1000
 
 
 def test_fio_active_over_a_failover(make_target):
