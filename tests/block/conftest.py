@@ -88,9 +88,14 @@ class Target:
             self.disconnect()
         self.handles.clear()
         if self.process:
-            self.process.send_signal(how)
-            status = self.process.wait(DEADLINE_S)
-            self.process = None
+            process, self.process = self.process, None
+            process.send_signal(how)
+            try:
+                status = process.wait(DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
             assert how == signal.SIGKILL or status == 0, self.text_of_log()
 
     def kill(self):
