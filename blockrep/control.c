@@ -17,21 +17,24 @@
 #include <glib/gstdio.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
 
-enum { MAX_CLIENTS = 8, SEND_TIMEOUT_S = 2 };
+enum {
+    MAX_CLIENTS = 8,
+    SEND_TIMEOUT_S = 2,
+    PLACE_WAIT_MS = 1000, /* for a client that has hung up and whose thread has not seen it yet */
+};
 
 typedef struct Client {
     DiskControl *control;
     int fd;
     pthread_t thread;
-    bool is_used;      /* has a thread that is not joined; the accepting thread's */
-    atomic_bool ended; /* that thread is at its end */
+    bool is_used; /* has a thread that is not joined; the accepting thread's */
+    bool ended;   /* that thread is at its end; the control's mutex */
 } Client;
 
 struct DiskControl {
@@ -39,6 +42,8 @@ struct DiskControl {
     char *path;
     int listen_fd, stop_fd;
     pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t one_ended;
     Client clients[MAX_CLIENTS];
 };
 
@@ -285,27 +290,46 @@ run_client(void *user_data)
             break;
     }
     fd_clear(&client->fd);
-    atomic_store(&client->ended, true);
+    (void)pthread_mutex_lock(&control->mutex);
+    client->ended = true;
+    (void)pthread_cond_signal(&control->one_ended);
+    (void)pthread_mutex_unlock(&control->mutex);
     return NULL;
 }
 
 /* --- The accepting thread --- */
 
-/* A place without a thread, or whose thread has ended. */
+/* A place without a thread, or whose thread has ended; with the mutex held. */
 static Client *
-free_client(DiskControl *control)
+find_place(DiskControl *control)
 {
     for (int i = 0; i < MAX_CLIENTS; i++) {
         Client *client = &control->clients[i];
 
-        if (client->is_used && atomic_load(&client->ended)) {
-            (void)pthread_join(client->thread, NULL);
-            client->is_used = false;
-        }
-        if (!client->is_used)
+        if (!client->is_used || client->ended)
             return client;
     }
     return NULL;
+}
+
+/* The place, without a thread; NULL: all clients are there to stay. */
+static Client *
+free_place(DiskControl *control)
+{
+    int64_t deadline_ns = clock_now_ns() + PLACE_WAIT_MS * NS_PER_MS;
+    struct timespec until = {.tv_sec = deadline_ns / NS_PER_S, .tv_nsec = deadline_ns % NS_PER_S};
+    Client *client;
+    int r = 0;
+
+    (void)pthread_mutex_lock(&control->mutex);
+    while (!(client = find_place(control)) && r == 0)
+        r = pthread_cond_timedwait(&control->one_ended, &control->mutex, &until);
+    (void)pthread_mutex_unlock(&control->mutex);
+    if (client && client->is_used)
+        (void)pthread_join(client->thread, NULL);
+    if (client)
+        client->is_used = client->ended = false; /* its thread is gone: nobody else looks */
+    return client;
 }
 
 static void
@@ -318,12 +342,11 @@ accept_client(DiskControl *control)
         return;
     (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
 
-    Client *client = free_client(control);
+    Client *client = free_place(control);
 
     if (client) {
         client->control = control;
         client->fd = fd;
-        atomic_store(&client->ended, false);
         client->is_used = pthread_create(&client->thread, NULL, run_client, client) == 0;
         if (client->is_used) {
             (void)fd_steal(&fd);
@@ -364,7 +387,13 @@ disk_control_new(const char *path, Target *target, GError **error)
     }
 
     DiskControl *control = g_new0(DiskControl, 1);
+    pthread_condattr_t attr;
 
+    (void)pthread_mutex_init(&control->mutex, NULL);
+    (void)pthread_condattr_init(&attr);
+    (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(&control->one_ended, &attr);
+    (void)pthread_condattr_destroy(&attr);
     control->target = target;
     control->path = g_strdup(path);
     control->listen_fd = fd_steal(&listen_fd);
@@ -391,6 +420,8 @@ disk_control_free(DiskControl *control)
     (void)g_unlink(control->path);
     fd_clear(&control->listen_fd);
     fd_clear(&control->stop_fd);
+    (void)pthread_cond_destroy(&control->one_ended);
+    (void)pthread_mutex_destroy(&control->mutex);
     g_free(control->path);
     g_free(control);
 }

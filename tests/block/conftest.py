@@ -67,10 +67,15 @@ class Target:
 
     def wait_ready(self):
         deadline = time.monotonic() + DEADLINE_S
-        while not (os.path.exists(self.nbd) and os.path.exists(self.control)):
+        while not self.answers():
             assert self.process.poll() is None, self.text_of_log()
             assert time.monotonic() < deadline
             select.select([], [], [], 0.005)
+
+    def answers(self):
+        """The control socket is the last that is made, and a moment before it listens it is there."""
+        with socket.socket(socket.AF_UNIX) as client:
+            return os.path.exists(self.nbd) and client.connect_ex(self.control) == 0
 
     def text_of_log(self):
         with open(self.log, encoding="utf-8", errors="replace") as log:
@@ -88,9 +93,14 @@ class Target:
             self.disconnect()
         self.handles.clear()
         if self.process:
-            self.process.send_signal(how)
-            status = self.process.wait(DEADLINE_S)
-            self.process = None
+            process, self.process = self.process, None
+            process.send_signal(how)
+            try:
+                status = process.wait(DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
             assert how == signal.SIGKILL or status == 0, self.text_of_log()
 
     def kill(self):

@@ -271,16 +271,23 @@ START_TEST(sec_garbage_and_crowds)
     for (int i = 0; i < 8; i++)
         fd_clear(&fds[i]);
 
-    /* A place is free again as soon as its thread has seen the end. */
-    for (;;) {
-        auto_fd int fd = connect_to(&rig);
-        g_autofree char *line = NULL;
+    auto_fd int again = connect_to(&rig);
 
-        (void)send(fd, "{\"command\":\"status\"}\n", 21, MSG_NOSIGNAL);
-        line = read_line(fd);
-        if (strstr(line, "\"mode\""))
-            break;
-        g_thread_yield();
+    ask(again, "{\"command\":\"status\"}", "\"mode\"");
+}
+END_TEST
+
+/* A client for each command, one after the other: whose thread has not seen the last one's end yet
+ * does not refuse the next. */
+START_TEST(life_a_client_for_each_command)
+{
+    g_auto(Rig) rig = {0};
+
+    rig_init(&rig);
+    for (int i = 0; i < 400; i++) {
+        auto_fd int fd = connect_to(&rig);
+
+        ask(fd, "{\"command\":\"status\"}", "\"mode\"");
     }
 }
 END_TEST
@@ -305,4 +312,4 @@ END_TEST
 
 CHECK_MAIN("disk-control", unit_requests, sec_requests_of_nonsense, life_commands,
            life_a_client_that_waits, err_a_deadline, sec_garbage_and_crowds,
-           life_stop_under_clients)
+           life_a_client_for_each_command, life_stop_under_clients)
