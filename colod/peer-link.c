@@ -220,19 +220,52 @@ on_silence_round(gpointer user_data)
     return G_SOURCE_REMOVE;
 }
 
+static void
+begin_silence_rounds(PeerLink *link)
+{
+    link->silence_rounds = 0;
+    link->silence_source = g_idle_source_new();
+    g_source_set_priority(link->silence_source, G_PRIORITY_DEFAULT);
+    g_source_set_callback(link->silence_source, on_silence_round, link, NULL);
+    g_source_attach(link->silence_source, link->context);
+}
+
+static gboolean
+on_silence_due(gpointer user_data)
+{
+    PeerLink *link = user_data;
+
+    source_clear(&link->silence_source);
+    if (is_silent(link))
+        begin_silence_rounds(link);
+    return G_SOURCE_REMOVE;
+}
+
+/* If nothing comes before the next heartbeat the limit may be over in between: it is looked at
+ * then, as every millisecond of a client's wait counts. */
+static void
+watch_silence(PeerLink *link, int64_t now_ns)
+{
+    const int64_t left_ns =
+        link->last_heard_ns + link->config.heartbeat_limit_ms * NS_PER_MS - now_ns;
+
+    if (link->silence_source || left_ns >= link->config.heartbeat_ms * NS_PER_MS)
+        return;
+    if (left_ns < 0)
+        begin_silence_rounds(link);
+    else
+        timer_set(link->context, &link->silence_source, (unsigned)(left_ns / NS_PER_MS) + 1,
+                  on_silence_due, link);
+}
+
 static gboolean
 on_heartbeat_due(gpointer user_data)
 {
     PeerLink *link = user_data;
+    const int64_t now_ns = clock_now_ns();
 
-    if (is_silent(link) && !link->silence_source) {
-        link->silence_rounds = 0;
-        link->silence_source = g_idle_source_new();
-        g_source_set_priority(link->silence_source, G_PRIORITY_DEFAULT);
-        g_source_set_callback(link->silence_source, on_silence_round, link, NULL);
-        g_source_attach(link->silence_source, link->context);
-    }
-    send_heartbeat(link, clock_now_ns());
+    watch_silence(link, now_ns);
+    send_heartbeat(link, now_ns);
     return G_SOURCE_CONTINUE;
 }
 
