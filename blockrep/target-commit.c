@@ -226,9 +226,21 @@ target_wait_commit(Target *target, gboolean durable, int64_t deadline_ns, GError
     return ok;
 }
 
+/* Requests flow again a moment before the failover that changed the mode has said so. */
+static void
+wait_until_begun(Target *target)
+{
+    target_lock(target);
+    while (target->phase == COMMIT_NONE && layers_mode(target->layers) == TARGET_COMMITTING)
+        (void)target_wait(target, INT64_MAX);
+    target_unlock(target);
+}
+
 int
 target_flush(Target *target, Side side, Fault *ret_fault)
 {
+    if (side == SIDE_ACTIVE)
+        wait_until_begun(target);
     if (side == SIDE_ACTIVE && layers_mode(target->layers) == TARGET_COMMITTING &&
         !target_wait_commit(target, TRUE, INT64_MAX, NULL)) {
         layers_count_fault(target->layers, FAULT_FAILOVER_COMMIT);
