@@ -3,8 +3,8 @@
 # run.sh - everything that must be right: builds, unit tests, sanitizers, fuzzers, analysers, end-to-end tests.
 #
 # One line for each stage; what a stage printed is in build/test-logs and, if it failed, its end is shown.
-# A stage that fails does not keep the others from running. A tool that is missing is a failure. End-to-end
-# tests that fail are run once more; those that pass then are named as flaky in the summary.
+# A stage that fails does not keep the others from running. A tool that is missing is a failure. Tests that
+# fail are run once more; those that pass then are named as flaky in the summary: each is a fault to be found.
 
 set -uo pipefail
 export LC_ALL=C
@@ -66,6 +66,19 @@ build_preset()
     cmake --preset "$1" -DCMAKE_EXPORT_COMPILE_COMMANDS=ON && cmake --build --preset "$1" -j "$jobs"
 }
 
+# run_ctest PRESET OPTION...: tests that fail are run once more, alone; those that pass then are named.
+run_ctest()
+{
+    local preset="$1" failed_list="build/$1/Testing/Temporary/LastTestsFailed.log" first
+
+    shift
+    ctest --preset "$preset" -j "$jobs" --no-tests=error "$@" && return 0
+    first="$(sed 's/^[0-9]*:/FAILED /' "$failed_list" 2>/dev/null)"
+    printf '\nFLAKY if it passes now:\n'
+    ctest --preset "$preset" --no-tests=error --rerun-failed || return 1
+    flaky="$first"
+}
+
 stage_deps()
 {
     deploy/install-deps --build --test
@@ -73,7 +86,7 @@ stage_deps()
 
 stage_dev()
 {
-    build_preset dev && ctest --preset dev -j "$jobs" --no-tests=error
+    build_preset dev && run_ctest dev
 }
 
 stage_format()
@@ -88,7 +101,7 @@ stage_shell()
 
 stage_asan()
 {
-    build_preset asan && ctest --preset asan -j "$jobs" --no-tests=error
+    build_preset asan && run_ctest asan
 }
 
 # The daemon's main loop is one thread; threads are the proxy's, the arbiter's and the disk's.
@@ -96,9 +109,10 @@ stage_tsan()
 {
     cmake --preset tsan || return 1
     cmake --build --preset tsan -j "$jobs" --target test-proxy test-proxy-parts test-hold-queue test-arbiter test-front \
-        test-range-lock test-layers test-crash test-target test-disk-control test-target-plugin || return 1
-    ctest --preset tsan -j "$jobs" --no-tests=error \
-        -R 'proxy|arbiter|hold-queue|test-front|range-lock|test-layers$|test-crash|test-target$|target-plugin|disk-control'
+        test-range-lock test-layers test-crash test-target test-disk-control test-target-plugin \
+        test-lockstep test-lockstep-bounds test-lockstep-life test-lockstep-loss test-lockstep-tcp test-frames-stream || return 1
+    run_ctest tsan \
+        -R 'proxy|lockstep|frames-stream|arbiter|hold-queue|test-front|range-lock|test-layers$|test-crash|test-target$|target-plugin|disk-control'
 }
 
 # A crash leaves its input in build/fuzz/found.
