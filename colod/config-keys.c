@@ -57,6 +57,9 @@ const ConfigKey config_keys[] = {
      .standard = "virtio-net-pci", .doc = "QEMU's NIC model"},
     {CONFIG_GROUP_NIC, "port", CONFIG_TYPE_ENUM, NIC_MEMBER(port), .standard = "tap",
      .choices = ports, .doc = "how QEMU is connected"},
+    {CONFIG_GROUP_NIC, "queues", CONFIG_TYPE_UINT, NIC_MEMBER(queues), .standard = "1",
+     .min = 1, .max = CONFIG_MAX_QUEUES,
+     .doc = "the NIC's queues, the same on both hosts (virtio-net-pci on a tap)"},
 
     {"network", "mode", CONFIG_TYPE_ENUM, MEMBER(network_mode), .standard = "buffered",
      .choices = modes, .doc = "when the guest's output may leave"},

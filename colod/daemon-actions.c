@@ -267,7 +267,7 @@ remember_vm(Daemon *d)
     for (unsigned i = 0; i < STATE_MAX_NICS; i++) {
         const gboolean tap = i < d->config->n_nics && d->config->nics[i].port == CONFIG_PORT_TAP;
 
-        d->wanted_state.tap_fd[i] = tap ? vm_tap_fd_number(i) : -1;
+        d->wanted_state.tap_fd[i] = tap ? vm_tap_fd_number(i, 0) : -1;
     }
     if (g_file_get_contents("/proc/sys/kernel/random/boot_id", &boot_id, NULL, NULL))
         g_strlcpy(d->wanted_state.boot_id, g_strstrip(boot_id), sizeof(d->wanted_state.boot_id));
@@ -278,7 +278,7 @@ static void
 start_vm(Daemon *d, gboolean incoming)
 {
     g_autoptr(GError) error = NULL;
-    int fds[CONFIG_MAX_NICS];
+    VmTapFds fds[CONFIG_MAX_NICS];
 
     d->facts.off_wanted = FALSE;
     if (!daemon_make_proxy(d, NULL, &error)) {
@@ -286,10 +286,12 @@ start_vm(Daemon *d, gboolean incoming)
         return;
     }
     for (unsigned i = 0; i < d->config->n_nics; i++)
-        fds[i] = proxy_take_guest_fd(d->proxy, i);
+        for (unsigned queue = 0; queue < CONFIG_MAX_QUEUES; queue++)
+            fds[i].queues[queue] = proxy_take_guest_fd(d->proxy, i, queue);
     d->vm = vm_start(d->config, d->run_dir, fds, incoming, &vm_handlers, d, &error);
     for (unsigned i = 0; i < d->config->n_nics; i++)
-        fd_clear(&fds[i]);
+        for (unsigned queue = 0; queue < CONFIG_MAX_QUEUES; queue++)
+            fd_clear(&fds[i].queues[queue]);
     if (d->vm == NULL) {
         fail_vm(d, "QEMU", error);
         return;

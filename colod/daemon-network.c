@@ -7,12 +7,14 @@
  */
 #include "daemon-private.h"
 
+#include <assert.h>
 #include <string.h>
 
 #include "clock.h"
 #include "frames-stream.h"
 
 enum { PARTS_PER_TIMEOUT = 20 };
+static_assert((int)CONFIG_MAX_QUEUES == (int)PROXY_MAX_QUEUES, "what is configured can be had");
 
 gboolean
 daemon_is_lockstep(const Daemon *d)
@@ -131,6 +133,7 @@ fill_proxy_config(const Daemon *d, ProxyConfig *config, char **stream_paths)
         config->nics[i] = (ProxyNic){
             .name = nic->name,
             .port = nic->port == CONFIG_PORT_TAP ? PROXY_PORT_TAP : PROXY_PORT_STREAM,
+            .queues = nic->queues,
             .bridge = nic->bridge,
             .lan_tap = nic->tap,
             .stream_path = stream_paths[i],

@@ -562,21 +562,23 @@ in_scope(const Config *config, char **argv)
 }
 
 Vm *
-vm_start(const Config *config, const char *run_dir, const int *guest_fds, gboolean incoming,
+vm_start(const Config *config, const char *run_dir, const VmTapFds *guest_fds, gboolean incoming,
          const VmHandlers *handlers, gpointer user_data, GError **error)
 {
     g_autofree char *log_path = g_build_filename(run_dir, "qemu.log", NULL);
     g_autofree char *qmp_path = g_build_filename(run_dir, "qmp.sock", NULL);
     g_auto(GStrv) argv = vm_command_line(config, run_dir, incoming);
     g_autoptr(Vm) vm = vm_alloc(config, handlers, user_data);
-    int fds[CONFIG_MAX_NICS], numbers[CONFIG_MAX_NICS];
+    int fds[CONFIG_MAX_NICS * CONFIG_MAX_QUEUES], numbers[CONFIG_MAX_NICS * CONFIG_MAX_QUEUES];
     gsize n = 0;
 
     for (unsigned i = 0; i < config->n_nics; i++) {
-        if (guest_fds[i] < 0)
-            continue;
-        fds[n] = guest_fds[i];
-        numbers[n++] = vm_tap_fd_number(i);
+        for (unsigned queue = 0; queue < CONFIG_MAX_QUEUES; queue++) {
+            if (guest_fds[i].queues[queue] < 0)
+                continue;
+            fds[n] = guest_fds[i].queues[queue];
+            numbers[n++] = vm_tap_fd_number(i, queue);
+        }
     }
     if (sd_booted() > 0)
         argv = in_scope(config, g_steal_pointer(&argv));

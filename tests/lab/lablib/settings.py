@@ -19,7 +19,7 @@ qemu={qemu}
 machine=pc
 accel=tcg
 memory-mib={memory_mib}
-cpus=1
+cpus={cpus}
 kernel={guest}/vmlinuz
 initrd={guest}/initrd
 append={append}
@@ -28,6 +28,7 @@ mac={mac}
 bridge=br-lan
 model=virtio-net-pci
 port={port}
+queues={queues}
 [network]
 mode={mode}
 {interval}[host]
@@ -54,6 +55,8 @@ class Settings:
     interval_ms: int = 0  # the mode's default
     arbiter: str = "file"
     port: str = "tap"
+    cpus: int = 1
+    queues: int = 1
     build: str = ""
     uuid: str = ""
     qemu: str = ""
@@ -77,7 +80,7 @@ class Settings:
             append = file.read().strip()
         return CONFIG.format(
             uuid=self.uuid, qemu=self.qemu, memory_mib=self.memory_mib, guest=self.guest, append=append,
-            mac=topology.GUEST_MAC, port=self.port, mode=self.mode, host=host,
+            mac=topology.GUEST_MAC, port=self.port, cpus=self.cpus, queues=self.queues, mode=self.mode, host=host,
             interval=f"[checkpoint]\ninterval-ms={self.interval_ms}\n" if self.interval_ms else "",
             role="primary" if host == "a" else "secondary", peer=peer,
             address=topology.PEER_ADDRESS[host], peer_address=topology.PEER_ADDRESS[peer],

@@ -110,7 +110,7 @@ START_TEST(unit_values)
 {
     g_autoptr(Config) config =
         parse_more("# a comment\r\n\r\n" NIC0 "model = e1000 \nport=stream\ntap=t0\n"
-                   "[nic1]\nmac=52:54:00:00:00:0A\nbridge=br1\n"
+                   "[nic1]\nmac=52:54:00:00:00:0A\nbridge=br1\nqueues=4\n"
                    "[arbiter]\ntype=file\npath=/srv/x\n[test]\nhooks=true\n"
                    "[checkpoint]\n  interval-ms = 5\t\n");
     const uint8_t mac[] = {0x52, 0x54, 0, 0, 0, 0x0a};
@@ -120,6 +120,8 @@ START_TEST(unit_values)
     ck_assert_str_eq(config->nics[0].model, "e1000");
     ck_assert_str_eq(config->nics[0].tap, "t0");
     ck_assert_int_eq(config->nics[0].port, CONFIG_PORT_STREAM);
+    ck_assert_uint_eq(config->nics[0].queues, 1);
+    ck_assert_uint_eq(config->nics[1].queues, 4);
     ck_assert_str_eq(config->nics[1].name, "nic1");
     ck_assert_str_eq(config->nics[1].bridge, "br1");
     ck_assert_str_eq(config->nics[1].tap, "colo-web11");
@@ -311,6 +313,10 @@ START_TEST(err_missing)
 
     assert_refused(no_uuid, CONFIG_ERROR_VALUE, 2, "[vm] uuid: is missing; add uuid=...");
     assert_refused("", CONFIG_ERROR_VALUE, 1, "[vm] uuid: is missing");
+    assert_more_refused(NIC0 "queues=2\nport=stream\n", CONFIG_ERROR_VALUE, 17,
+                        "a stream has one queue only; use port=tap");
+    assert_more_refused(NIC0 "queues=2\nmodel=e1000\n", CONFIG_ERROR_VALUE, 17,
+                        "'e1000' has one queue only; use model=virtio-net-pci");
     assert_more_refused("[nic0]\nbridge=b\n", CONFIG_ERROR_VALUE, 14, "[nic0] mac: is missing");
     assert_more_refused("[nic0]\nmac=52:54:00:00:00:01\n", CONFIG_ERROR_VALUE, 14,
                         "[nic0] bridge: is missing");
@@ -369,6 +375,8 @@ START_TEST(err_malformed_values)
         {"nic0", "bridge", "br%d", "no interface name"},
         {"nic0", "tap", "sixteen-letters-", "no interface name"},
         {"nic0", "port", "vhost", "use tap or stream"},
+        {"nic0", "queues", "0", "use 1 to 8"},
+        {"nic0", "queues", "9", "use 1 to 8"},
         {"network", "mode", "fast", "use buffered or lockstep"},
         {"network", "compare-timeout-ms", "9", "use 10 to 10000"},
         {"network", "other-frames", "none", "use size or full or pass"},
@@ -510,11 +518,13 @@ START_TEST(unit_digest_covers_what_the_guest_sees)
     }
     g_autofree char *kernel = digest(other, "", NIC0);
     g_autofree char *model = digest(k1, "", NIC0 "model=e1000\n");
+    g_autofree char *queues = digest(k1, "", NIC0 "queues=2\n");
     g_autofree char *no_nic = digest(k1, "", "");
     g_autofree char *missing = digest("/nonexistent", "", "");
 
     ck_assert_str_ne(base, kernel);
     ck_assert_str_ne(base, model);
+    ck_assert_str_ne(base, queues);
     ck_assert_str_ne(base, no_nic);
     ck_assert_ptr_null(missing);
     g_unlink(k1);

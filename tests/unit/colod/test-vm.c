@@ -37,11 +37,13 @@ sample_config(void)
         .nics = {{.name = (char *)"nic0",
                   .mac = {0x52, 0x54, 0, 1, 2, 3},
                   .model = (char *)"virtio-net-pci",
-                  .port = CONFIG_PORT_TAP},
+                  .port = CONFIG_PORT_TAP,
+                  .queues = 1},
                  {.name = (char *)"nic1",
                   .mac = {0x52, 0x54, 0, 1, 2, 4},
                   .model = (char *)"e1000",
-                  .port = CONFIG_PORT_STREAM}},
+                  .port = CONFIG_PORT_STREAM,
+                  .queues = 1}},
     };
 }
 
@@ -75,6 +77,24 @@ START_TEST(unit_command_line_says_what_the_configuration_says)
     ck_assert(g_strv_contains((const char *const *)argv, "-S"));
     ck_assert(!g_strv_contains((const char *const *)argv, "-initrd"));
     ck_assert(!g_strv_contains((const char *const *)argv, "-incoming"));
+}
+END_TEST
+
+START_TEST(unit_queues_are_one_tap_with_several_descriptors)
+{
+    Config config = sample_config();
+
+    config.nics[0].queues = 3;
+    config.nics[1] = config.nics[0];
+    config.nics[1].name = (char *)"nic1";
+
+    g_auto(GStrv) argv = vm_command_line(&config, "/run/colod/web", FALSE);
+
+    ck_assert(has_pair(argv, "-netdev", "tap,id=nic0,fds=20:21:22,vhost=off"));
+    ck_assert(has_pair(argv, "-netdev", "tap,id=nic1,fds=28:29:30,vhost=off"));
+    ck_assert(has_pair(argv, "-device",
+                       "virtio-net-pci,id=dev-nic0,netdev=nic0,mac=52:54:00:01:02:03,romfile=,"
+                       "guest_announce=off,mq=on,vectors=8"));
 }
 END_TEST
 
@@ -230,7 +250,7 @@ START_TEST(err_program_missing)
 END_TEST
 
 CHECK_MAIN("vm", unit_command_line_says_what_the_configuration_says,
-           unit_incoming_waits_for_the_stream, unit_start_ticks_are_field_22,
-           sec_a_process_name_cannot_shift_the_fields, life_exit_status_and_signal_are_told,
-           life_a_process_is_found_again_with_its_descriptor,
+           unit_queues_are_one_tap_with_several_descriptors, unit_incoming_waits_for_the_stream,
+           unit_start_ticks_are_field_22, sec_a_process_name_cannot_shift_the_fields,
+           life_exit_status_and_signal_are_told, life_a_process_is_found_again_with_its_descriptor,
            sec_another_process_with_that_pid_is_not_adopted, err_program_missing)

@@ -365,8 +365,8 @@ END_TEST
 /* The records of connections: too short, too long, of no TCP connection, a flag that is none. */
 START_TEST(sec_malformed_connections_break_the_channel)
 {
-    static const size_t sizes[] = {60, 78 - WIRE_VNET_BYTES, 79 - WIRE_VNET_BYTES,
-                                   77 - WIRE_VNET_BYTES};
+    static const size_t sizes[] = {60, 101 - WIRE_VNET_BYTES, 102 - WIRE_VNET_BYTES,
+                                   103 - WIRE_VNET_BYTES};
 
     for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
         World w;
