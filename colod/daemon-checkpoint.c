@@ -257,6 +257,15 @@ on_marked(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
 }
 
 static void
+on_quiesced(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (d->gate != NULL && gate_stands_at(d->gate, GATE_POINT_QUIESCE))
+        gate_continue(d->gate, GATE_POINT_QUIESCE);
+}
+
+static void
 on_paused(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
 {
     Daemon *d = user_data;
@@ -288,6 +297,9 @@ on_point(Gate *gate G_GNUC_UNUSED, GatePoint point, guint64 epoch, gpointer user
         break;
     case GATE_POINT_MARK:
         proxy_mark(d->proxy, epoch, on_marked, d);
+        break;
+    case GATE_POINT_QUIESCE:
+        daemon_network_quiesce(d, on_quiesced);
         break;
     case GATE_POINT_REPLY:
         daemon_network_pause(d, on_paused);

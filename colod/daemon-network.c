@@ -211,6 +211,15 @@ daemon_network_arm(Daemon *d, ProxyDoneFunc armed)
 }
 
 void
+daemon_network_quiesce(Daemon *d, ProxyDoneFunc quiesced)
+{
+    if (daemon_is_lockstep(d))
+        proxy_quiesce(d->proxy, quiesced, d);
+    else
+        quiesced(d->proxy, d);
+}
+
+void
 daemon_network_pause(Daemon *d, ProxyDoneFunc paused)
 {
     if (daemon_is_lockstep(d))

@@ -179,6 +179,7 @@ int64_t daemon_network_lease_ns(const Daemon *d);
 void daemon_network_renew_lease(Daemon *d);
 /* The gate's points; the callback goes on from there. */
 void daemon_network_arm(Daemon *d, ProxyDoneFunc armed);
+void daemon_network_quiesce(Daemon *d, ProxyDoneFunc quiesced);
 void daemon_network_pause(Daemon *d, ProxyDoneFunc paused);
 void daemon_network_commit(Daemon *d, guint64 epoch, ProxyDoneFunc begun);
 

@@ -337,6 +337,7 @@ primary_pass_point(Gate *gate, GatePoint point)
         gate_await_message(gate, "more of the checkpoint from QEMU");
         try_end(gate);
         break;
+    case GATE_POINT_QUIESCE:
     case GATE_POINT_REPLY:
     case GATE_POINT_COMMIT:
         g_assert_not_reached();

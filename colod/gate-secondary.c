@@ -4,12 +4,13 @@
 /*
  * Theory of operation
  *
- * Forward (the peer to SVM's QEMU): the initial migration, REQUEST, SEND and the RAM delta go on
- * as they come; QEMU only caches the delta. From the delta's EOF byte on everything is kept back:
- * VMSTATE_SIZE, its length and the device state are the tail. When END(n, length, hash) fits what
- * arrived the owner does its part at GATE_POINT_COMMIT; then the tail is let through and
- * COMMITTED(n) is sent in the same breath. That is the commit point: before it nothing of
- * checkpoint n has touched SVM, after it the load is finished whatever becomes of the peer.
+ * Forward (the peer to SVM's QEMU): the initial migration, SEND and the RAM delta go on as they
+ * come, REQUEST after GATE_POINT_QUIESCE; QEMU only caches the delta. From the delta's EOF byte on
+ * everything is kept back: VMSTATE_SIZE, its length and the device state are the tail. When END(n,
+ * length, hash) fits what arrived the owner does its part at GATE_POINT_COMMIT; then the tail is
+ * let through and COMMITTED(n) is sent in the same breath. That is the commit point: before it
+ * nothing of checkpoint n has touched SVM, after it the load is finished whatever becomes of the
+ * peer.
  *
  * Return (SVM's QEMU to the peer): one item at a time; REPLY waits for GATE_POINT_REPLY.
  *
@@ -50,15 +51,12 @@ return_is_due(const Gate *gate)
 static void
 on_request(Gate *gate)
 {
-    View message = gate_item_take(&gate->forward_item);
-
+    (void)gate_item_take(&gate->forward_item);
     gate->step = GATE_STEP_REQUEST;
     gate->under_way = (GateFigures){.request_ns = clock_now_ns()};
-    if (gate_is_caught(gate, GATE_STEP_REQUEST))
-        return;
-    gate->step = GATE_STEP_REPLY;
-    gate_await_message(gate, "CHECKPOINT_REPLY from QEMU");
-    gate_vm_write(gate, message);
+    if (!gate_is_caught(gate, GATE_STEP_REQUEST))
+        gate_stop_at(gate, GATE_POINT_QUIESCE, gate_next_epoch(gate),
+                     "go-ahead for CHECKPOINT_REQUEST (SVM's input stopped)");
 }
 
 static void
@@ -354,9 +352,23 @@ secondary_vm_bytes(Gate *gate, uint8_t *bytes, size_t len)
 /* --- Points and loss ------------------------------------------------------------------------- */
 
 static void
+pass_request(Gate *gate)
+{
+    uint8_t request[4];
+
+    be32_store(request, COLO_MESSAGE_CHECKPOINT_REQUEST);
+    gate->step = GATE_STEP_REPLY;
+    gate_await_message(gate, "CHECKPOINT_REPLY from QEMU");
+    gate_vm_write(gate, view_of(request, sizeof(request)));
+}
+
+static void
 secondary_pass_point(Gate *gate, GatePoint point)
 {
     switch (point) {
+    case GATE_POINT_QUIESCE:
+        pass_request(gate);
+        break;
     case GATE_POINT_REPLY:
         gate->step = GATE_STEP_SEND;
         gate_await_peer(gate, "VMSTATE_SEND from the peer");

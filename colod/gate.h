@@ -50,7 +50,9 @@ typedef enum GatePoint {
     GATE_POINT_MARK,    /* VMSTATE_SEND is here: drain PVM's port, mark the queue, disk barrier. The
                          * stream    flows on meanwhile; END waits */
     /* secondary */
-    GATE_POINT_REPLY,  /* REPLY is here: drain SVM's port */
+    GATE_POINT_QUIESCE, /* REQUEST is here: SVM must have taken what it was given before it stands
+                         */
+    GATE_POINT_REPLY,   /* REPLY is here: drain SVM's port */
     GATE_POINT_COMMIT, /* END verified: empty overlays, start the rewriter's epoch; then the tail is
                         * let through and COMMITTED sent */
 } GatePoint;

@@ -52,6 +52,7 @@ struct Nic {
     uint8_t *ingress;
 
     int64_t ingress_given_ns; /* when the guest was given a frame last */
+    bool deaf;                /* it did not take what it was given before the last checkpoint */
     int64_t batch_ns;
     AddressSighting last_source[2]; /* by family: most frames come from the same address */
     bool told_high;

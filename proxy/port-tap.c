@@ -14,7 +14,9 @@
  *
  * To the guest: the tap has no queueing discipline, so sending puts the frame into the tap's ring
  * or fails with ENOBUFS at once. With any other discipline a full ring drops in silence. Nothing
- * tells when the ring has room again: the caller tries again after a while.
+ * tells when the ring has room again: the caller tries again after a while. How many frames QEMU
+ * has read the interface counts (/proc/net/dev; from the kernel's side of the tap QEMU's reading is
+ * transmission), so an empty ring can be told from one that is not.
  *
  * Queues. QEMU may have several, each a descriptor of its own; we have one socket, which sees the
  * frames of all. QEMU's main loop writes them one after the other (vhost=off), so the socket has
@@ -32,6 +34,8 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
@@ -64,6 +68,9 @@ enum {
     LARGE_BYTES = 4096,
     VLAN_BYTES = 4,
     MAC_BYTES = 12,
+    COUNTERS_BYTES = 4096, /* of /proc/net/dev: two interfaces, and what a kernel may add */
+    /* In front of the number of frames that QEMU has read, on an interface's line. */
+    COUNTERS_BEFORE_READ = 9,
 };
 
 static_assert(sizeof(struct virtio_net_hdr) == PORT_VNET_BYTES, "header of packet sockets");
@@ -74,6 +81,10 @@ typedef struct TapPort {
     bool large;         /* the last batch had large frames */
     int pending_error;  /* the socket's; reported when all that came before it has been read */
     guint64 unreadable; /* frames whose offload the header cannot express */
+    char name[IFNAMSIZ];
+    int counters_fd;     /* /proc/net/dev of its namespace; -1 */
+    uint64_t given;      /* frames put into the ring */
+    uint64_t read_first; /* what QEMU had read before */
     struct mmsghdr messages[BATCH];
     struct iovec iovecs[BATCH];
     union {
@@ -184,8 +195,10 @@ tap_write(Port *port, const uint8_t *frame, size_t len)
         n = send(port->fd, frame, len, MSG_DONTWAIT);
     while (n < 0 && errno == EINTR);
 
-    if (n >= 0)
+    if (n >= 0) {
+        ((TapPort *)port)->given++;
         return 0;
+    }
     /* ENOBUFS: the tap's ring is full. EAGAIN: the socket's own budget is. */
     if (errno == ENOBUFS || errno == EAGAIN || errno == EWOULDBLOCK)
         return -EAGAIN;
@@ -207,18 +220,43 @@ tap_take_lost(Port *port)
     return lost;
 }
 
-/* The tap's ring is QEMU's and the kernel's alone. */
+/* How many frames QEMU has read from the tap. False: not known. */
+static bool
+count_read(const TapPort *tap, uint64_t *ret_read)
+{
+    char text[COUNTERS_BYTES], prefix[IFNAMSIZ + 2];
+    ssize_t n = tap->counters_fd < 0 ? -1 : pread(tap->counters_fd, text, sizeof(text) - 1, 0);
+
+    if (n <= 0)
+        return false;
+    text[n] = '\0';
+    (void)snprintf(prefix, sizeof(prefix), "%s:", tap->name);
+
+    char *at = strstr(text, prefix);
+
+    if (!at)
+        return false;
+    at += strlen(prefix);
+    for (unsigned i = 0; i < COUNTERS_BEFORE_READ; i++)
+        (void)strtoull(at, &at, 10);
+    *ret_read = strtoull(at, NULL, 10);
+    return true;
+}
+
 static bool
 tap_is_idle(Port *port)
 {
-    (void)port;
-    return true;
+    const TapPort *tap = (const TapPort *)port;
+    uint64_t read;
+
+    return !count_read(tap, &read) || read - tap->read_first >= tap->given;
 }
 
 static void
 tap_close(Port *port)
 {
     fd_clear(&port->fd);
+    fd_clear(&((TapPort *)port)->counters_fd);
     g_free(port);
 }
 
@@ -271,14 +309,22 @@ open_packet_socket(const char *name, GError **error)
 typedef struct TapSetup {
     char name[IFNAMSIZ];
     unsigned queues;
-    int tap_fds[PROXY_MAX_QUEUES], socket_fd;
+    int tap_fds[PROXY_MAX_QUEUES], socket_fd, counters_fd;
 } TapSetup;
+
+/* The file is of the namespace of the thread that opens it. Without it the ring cannot be seen. */
+static void
+open_counters(TapSetup *setup)
+{
+    setup->counters_fd = open("/proc/thread-self/net/dev", O_RDONLY | O_CLOEXEC);
+}
 
 static gboolean
 open_adopted(gpointer user_data, GError **error)
 {
     TapSetup *setup = user_data;
 
+    open_counters(setup);
     setup->socket_fd = open_packet_socket(setup->name, error);
     return setup->socket_fd >= 0;
 }
@@ -295,8 +341,11 @@ make_tap(gpointer user_data, GError **error)
     if (link_configure(tap_name, RING_FRAMES, TAP_MTU, IFF_NOARP, error) &&
         link_set_up(tap_name, error) && link_set_noqueue(tap_name, error))
         setup->socket_fd = open_packet_socket(tap_name, error);
-    if (setup->socket_fd >= 0)
+    if (setup->socket_fd >= 0) {
+        open_counters(setup);
+        g_strlcpy(setup->name, tap_name, sizeof(setup->name));
         return TRUE;
+    }
     for (unsigned i = 0; i < setup->queues; i++)
         fd_clear(&setup->tap_fds[i]);
     return FALSE;
@@ -323,17 +372,22 @@ adopt_tap(int adopt_fd, TapSetup *setup, GError **error)
 Port *
 port_tap_new(int adopt_fd, unsigned queues, int *ret_guest_fds, GError **error)
 {
-    TapSetup setup = {.queues = queues, .socket_fd = -1};
+    TapSetup setup = {.queues = queues, .socket_fd = -1, .counters_fd = -1};
     gboolean ok = adopt_fd >= 0 ? adopt_tap(adopt_fd, &setup, error)
                                 : link_run_in_netns(-1, make_tap, &setup, error);
 
-    if (!ok)
+    if (!ok) {
+        fd_clear(&setup.counters_fd);
         return NULL;
+    }
 
     TapPort *tap = g_new0(TapPort, 1);
 
     tap->port = (Port){.ops = &tap_ops, .fd = setup.socket_fd};
     for (unsigned i = 0; adopt_fd < 0 && i < queues; i++)
         ret_guest_fds[i] = setup.tap_fds[i];
+    tap->counters_fd = setup.counters_fd;
+    g_strlcpy(tap->name, setup.name, sizeof(tap->name));
+    (void)count_read(tap, &tap->read_first);
     return &tap->port;
 }

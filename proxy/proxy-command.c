@@ -15,8 +15,14 @@ enum {
     LAST_COPIES_TURNS = 64,
 };
 
-/* DESIGN, checkpoint step 1: at most about 1 ms for what is under way. */
-static const int64_t QUIESCE_MAX_NS = NS_PER_MS;
+/* DESIGN, checkpoint step 1: at most about 1 ms for what is under way to the peer. What is not
+ * there by then the guest there does without, and its state is replaced. */
+static const int64_t QUIESCE_COPIES_NS = NS_PER_MS;
+/* A guest's QEMU may be off its CPU for so long. The guest runs on meanwhile; what it would be
+ * given later it would be given on top of a checkpoint that has seen it, or that has not. */
+static const int64_t QUIESCE_PORT_NS = 50 * NS_PER_MS;
+/* A guest that took nothing for as long the last time: it does not listen. */
+static const int64_t QUIESCE_DEAF_NS = NS_PER_MS;
 static const int64_t QUIESCE_SETTLE_NS = 200 * NS_PER_US;
 static const int64_t QUIESCE_STEP_NS = 50 * NS_PER_US;
 
@@ -188,23 +194,37 @@ proxy_check_lease(Proxy *proxy)
     proxy->leased = NULL;
 }
 
-/* Nothing more is on its way to a guest, as far as can be seen. What a tap's ring holds cannot:
- * QEMU is given a little time for what was put there last. */
+/* The guest has taken what it was given: then QEMU, which gives it a frame as soon as it has read
+ * it, has none that it could give it later. */
 static bool
-is_quiesced(const Proxy *proxy, int64_t now_ns)
+is_port_quiet(Nic *nic, int64_t waited_ns, int64_t now_ns)
 {
-    if (proxy->lockstep.peer.out.len > 0 && peer_stream_is_usable(&proxy->lockstep.peer))
+    if (!nic->port || nic->port_broken)
+        return true;
+    if (now_ns < nic->ingress_given_ns + QUIESCE_SETTLE_NS)
         return false;
-    for (unsigned i = 0; i < proxy->n_nics; i++) {
-        const Nic *nic = &proxy->nics[i];
-
-        if (!nic->port || nic->port_broken)
-            continue;
-        if (now_ns < nic->ingress_given_ns + QUIESCE_SETTLE_NS)
-            return false;
-        if (!nic->port->ops->is_idle(nic->port))
-            return false;
+    if (nic->port->ops->is_idle(nic->port)) {
+        nic->deaf = false;
+        return true;
     }
+    if (waited_ns < (nic->deaf ? QUIESCE_DEAF_NS : QUIESCE_PORT_NS))
+        return false;
+    nic->deaf = true;
+    return true;
+}
+
+static bool
+is_quiesced(Proxy *proxy, int64_t now_ns)
+{
+    const PeerStream *peer = &proxy->lockstep.peer;
+    int64_t waited_ns = now_ns - proxy->quiesce_from_ns;
+
+    if (proxy->egress == PROXY_EGRESS_COMPARE && waited_ns < QUIESCE_COPIES_NS &&
+        peer->out.len > 0 && peer_stream_is_usable(peer))
+        return false;
+    for (unsigned i = 0; i < proxy->n_nics; i++)
+        if (!is_port_quiet(&proxy->nics[i], waited_ns, now_ns))
+            return false;
     return true;
 }
 
@@ -219,14 +239,14 @@ end_quiesce(Proxy *proxy)
 void
 proxy_check_quiesced(Proxy *proxy, int64_t now_ns)
 {
-    if (proxy->quiescing && (now_ns >= proxy->quiesce_until_ns || is_quiesced(proxy, now_ns)))
+    if (proxy->quiescing && is_quiesced(proxy, now_ns))
         end_quiesce(proxy);
 }
 
 int64_t
-proxy_quiesce_deadline_ns(const Proxy *proxy, int64_t now_ns)
+proxy_quiesce_deadline_ns(int64_t now_ns)
 {
-    return MIN(now_ns + QUIESCE_STEP_NS, proxy->quiesce_until_ns);
+    return now_ns + QUIESCE_STEP_NS;
 }
 
 /* @command is done when what is under way has got there, so that both guests have the same input.
@@ -234,11 +254,9 @@ proxy_quiesce_deadline_ns(const Proxy *proxy, int64_t now_ns)
 static void
 quiesce(Proxy *proxy, Command *command)
 {
-    int64_t now_ns = clock_now_ns();
-
     proxy->quiescing = command;
-    proxy->quiesce_until_ns = now_ns + QUIESCE_MAX_NS;
-    proxy_check_quiesced(proxy, now_ns);
+    proxy->quiesce_from_ns = clock_now_ns();
+    proxy_check_quiesced(proxy, proxy->quiesce_from_ns);
 }
 
 static void
@@ -353,6 +371,12 @@ proxy_run_command(Proxy *proxy, Command *command)
     case COMMAND_DETACH_PEER:
         detach_peer(proxy);
         break;
+    case COMMAND_QUIESCE:
+        proxy->lockstep.paused = proxy->egress == PROXY_EGRESS_SHADOW;
+        if (!proxy->lockstep.paused)
+            break;
+        quiesce(proxy, command);
+        return;
     case COMMAND_PAUSE:
         run_pause(proxy);
         break;

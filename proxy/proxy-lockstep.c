@@ -32,6 +32,12 @@ proxy_set_lease(Proxy *proxy, int64_t until_ns)
 }
 
 void
+proxy_quiesce(Proxy *proxy, ProxyDoneFunc done, gpointer user_data)
+{
+    proxy_submit(proxy, (Command){.kind = COMMAND_QUIESCE, .done = done, .user_data = user_data});
+}
+
+void
 proxy_pause(Proxy *proxy, ProxyDoneFunc done, gpointer user_data)
 {
     proxy_submit(proxy, (Command){.kind = COMMAND_PAUSE, .done = done, .user_data = user_data});

@@ -17,6 +17,7 @@ typedef enum CommandKind {
     COMMAND_ATTACH,
     COMMAND_ATTACH_PEER,
     COMMAND_DETACH_PEER,
+    COMMAND_QUIESCE,
     COMMAND_PAUSE,
     COMMAND_COMMIT,
     COMMAND_LOSE,
@@ -107,7 +108,7 @@ struct Proxy {
     unsigned announce_step;
     int64_t announce_next_ns; /* 0: none */
     Command *quiescing; /* ingress was stopped: until all has got there, or the time is over */
-    int64_t quiesce_until_ns;
+    int64_t quiesce_from_ns;
     guint64 peer_serial;
     bool peer_pending;   /* frames of the peer can be taken without waiting */
     PeerNews peer_ended; /* not yet in @peer_news */
@@ -142,8 +143,8 @@ void proxy_run_command(Proxy *proxy, Command *command);
 void proxy_check_lease(Proxy *proxy);
 /** Looks whether ingress that was stopped has got to the guests. */
 void proxy_check_quiesced(Proxy *proxy, int64_t now_ns);
-/** When to look again; INT64_MAX: no need. */
-int64_t proxy_quiesce_deadline_ns(const Proxy *proxy, int64_t now_ns);
+/** When to look again. */
+int64_t proxy_quiesce_deadline_ns(int64_t now_ns);
 /** The mode in force is one in which the channel is read. */
 bool proxy_reads_peer(const Proxy *proxy);
 

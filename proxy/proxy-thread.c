@@ -331,7 +331,7 @@ next_deadline(const Proxy *proxy)
         peer_stream_is_runnable(&proxy->lockstep.peer, proxy_reads_peer(proxy)))
         return 0;
     if (proxy->quiescing)
-        next = MIN(next, proxy_quiesce_deadline_ns(proxy, clock_now_ns()));
+        next = MIN(next, proxy_quiesce_deadline_ns(clock_now_ns()));
     for (unsigned i = 0; i < proxy->n_nics; i++) {
         const Nic *nic = &proxy->nics[i];
 

@@ -236,6 +236,10 @@ void proxy_detach_peer(Proxy *proxy, ProxyDoneFunc done, gpointer user_data);
  * may. Looked at before each slice of frames; cheap enough for every heartbeat. */
 void proxy_set_lease(Proxy *proxy, int64_t until_ns);
 
+/** SHADOW: the guest is about to stand (REQUEST). It is given nothing more; @done when it has taken
+ * what it was given, or after a while: what QEMU reads while the guest stands it would give it
+ * later, on top of a state that has seen it. Over with proxy_commit() or a takeover. */
+void proxy_quiesce(Proxy *proxy, ProxyDoneFunc done, gpointer user_data);
 /** SHADOW: the guest stands (REPLY). Drains its port: that was the old epoch; ingress copies wait
  * until proxy_commit(), or for the guest if the takeover comes. */
 void proxy_pause(Proxy *proxy, ProxyDoneFunc done, gpointer user_data);

@@ -63,9 +63,3 @@ def settle(pair, seconds=10):
         calm(pair)
         return (Counts.of(pair) - before)["checkpoints"] == 0 and compare_status(pair)["waiting_bytes"] == 0
     wait_until(quiet, seconds, lambda: f"quiet; {pair.lab.describe()}")
-
-
-def allow_many_connections(pair):
-    """100 connections with send buffers as large as they grow would use up what the guest's kernel gives to TCP (7 MiB
-    of 128), which then resets those that the server has closed."""
-    pair.lab.guest_script("cd /proc/sys/net/ipv4 && echo 6000 8000 10000 >tcp_mem && echo 4096 16384 131072 >tcp_wmem")

@@ -6,12 +6,12 @@ import socket
 import subprocess
 
 import pytest
-from lockstep import RECOVERY_MS, Counts, allow_many_connections, calm, compare_status, settle
+from lockstep import RECOVERY_MS, Counts, calm, compare_status, settle
 from pair import REPROTECT_S
 
 from lablib import netns
 from lablib.clients import MIB, Download, Echo, Pinger
-from lablib.streams import Lookups, Outbound, Upload, WebServer, blob_md5
+from lablib.streams import Lookups, Outbound, Upload, WebServer, allow_many_connections, blob_md5
 from lablib.topology import CLIENT_ADDRESS6, GUEST_ADDRESS, GUEST_ADDRESS6
 from lablib.util import run, wait_until
 
@@ -100,7 +100,7 @@ def test_upload(pair):
 
 
 def test_parallel_connections(pair):
-    allow_many_connections(pair)
+    allow_many_connections(pair.lab)
     settle(pair)
     before = Counts.of(pair)
     downloads = [Download(pair.lab, 1, name=f"get-{n}") for n in range(100)]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Lock-stepping with faults: the primary dies in each kind of traffic, frames get lost in each place, links are bad."""
 import pytest
-from lockstep import RECOVERY_MS, Counts, allow_many_connections, calm, compare_status, settle
+from lockstep import RECOVERY_MS, Counts, calm, compare_status, settle
 from pair import REPROTECT_S, STALL_SILENT, STALL_TOLD, TCP_MS
 
 from lablib.clients import Download, Echo, Pinger, longest_gap_ms
 from lablib.impair import Impair
-from lablib.streams import Lookups, Outbound, Upload
+from lablib.streams import Lookups, Outbound, Upload, allow_many_connections
 from lablib.tamper import Tamper
 from lablib.topology import GUEST_ADDRESS6
 from lablib.util import wait_until
@@ -29,7 +29,7 @@ KINDS = {
 def test_primary_killed(pair, kind):
     """Every byte arrives, in both directions, without a reset; then the pair protects itself again."""
     if kind == "parallel":
-        allow_many_connections(pair)
+        allow_many_connections(pair.lab)
     load = pair.load(streams=KINDS[kind](pair.lab))
     mark = pair.mark()
     pair.lab.kill(pair.primary, "qemu")

@@ -19,7 +19,18 @@
  *   status            "ok ticks N dirty RATE MIB pages TOTAL"
  *   now               "ok NANOSECONDS", the guest's monotonic clock: two replicas answer
  *                     differently, a divergence on purpose
+ *   numbered          what the datagrams of port 11 came to: "ok run R next N got N missing N twice
+ *                     N late N digest HEX"
+ *   hole NUMBER       "ok FIRST END", the first numbers at or after that one that did not come, or
+ *                     "ok none"
  *   reboot, poweroff  "ok", and it happens 100 ms later
+ *
+ * Port 11, UDP: numbered datagrams, "RUN NUMBER" and whatever else. Numbers of a run begin with 0;
+ * a datagram of another run than the last one's begins a new account. The answer says what
+ * `numbered` says, and the number: two replicas that were not given the same datagrams, each once
+ * and in the same order, since one was made the copy of the other, do not give the same answers.
+ * What is missing, comes twice or late is told on the console at once, which stays where it was
+ * said when the memory of this replica is replaced by the other's.
  *
  * Port 80: HTTP, GET only, with keep-alive and without any header that tells the time:
  *
@@ -68,6 +79,7 @@
 enum {
     ECHO_PORT = 7,
     COMMAND_PORT = 9,
+    NUMBERED_PORT = 11,
     HTTP_PORT = 80,
     PAGE_BYTES = 4096,
     MIB_BYTES = 1024 * 1024,
@@ -87,6 +99,7 @@ enum {
     BLOB_ROTATION_BYTES = 4096,
     BLOB_MIB = 64,
     BLOB_MAX_MIB = 1024 * 1024,
+    NUMBERS_MAX = 1024 * 1024, /* of one run */
     HTTP_REQUEST_BYTES = 4096,
     HTTP_REPLY_BYTES = 512,      /* header, and the page if there is one */
     HTTP_TURN_BYTES = MIB_BYTES, /* sent to one connection before the others get their turn */
@@ -103,6 +116,7 @@ typedef enum {
     FD_COMMAND_LISTEN,
     FD_COMMAND_UDP,
     FD_COMMAND_CONN,
+    FD_NUMBERED_UDP,
     FD_HTTP_LISTEN,
     FD_HTTP_CONN,
 } FdRole;
@@ -127,6 +141,17 @@ typedef struct {
     Conn *conn; /* connections only */
 } FdSlot;
 
+/* The account of a run of numbered datagrams. */
+typedef struct {
+    uint64_t run;
+    uint64_t next; /* behind the highest number that came */
+    uint64_t got;  /* different ones */
+    uint64_t twice;
+    uint64_t late;   /* after a higher one */
+    uint64_t digest; /* of all that came, in their order */
+    uint8_t seen[NUMBERS_MAX / 8];
+} Numbered;
+
 static struct {
     int epoll_fd;
     int seed_fd;
@@ -143,6 +168,7 @@ static struct {
     uint64_t dirty_rate;  /* pages per second */
     uint64_t dirty_carry; /* in pages times milliseconds per second */
     uint64_t dirty_total;
+    Numbered numbered;
 } agent;
 
 static void
@@ -382,6 +408,89 @@ dirty_some(void)
     }
 }
 
+/* Numbered datagrams */
+
+static bool
+was_seen(uint64_t number)
+{
+    return agent.numbered.seen[number / 8] >> (number % 8) & 1;
+}
+
+static void
+account_for(uint64_t run, uint64_t number)
+{
+    Numbered *n = &agent.numbered;
+    const char *what;
+    bool again;
+
+    if (run != n->run) {
+        memset(n, 0, sizeof(*n));
+        n->run = run;
+    }
+    again = was_seen(number);
+    what = again ? "twice" : number < n->next ? "late" : "missing before";
+    n->digest = splitmix64_at(n->digest ^ number);
+    n->seen[number / 8] |= (uint8_t)(1 << number % 8);
+    n->got += !again;
+    n->twice += again;
+    n->late += !again && number < n->next;
+    if (number != n->next) {
+        printf("numbered: run %llu %s %llu, expected %llu\n", (unsigned long long)run, what,
+               (unsigned long long)number, (unsigned long long)n->next);
+    }
+    if (number >= n->next) {
+        n->next = number + 1;
+    }
+}
+
+static int
+print_account(char *text, size_t bytes)
+{
+    const Numbered *n = &agent.numbered;
+
+    return snprintf(
+        text, bytes, "run %llu next %llu got %llu missing %llu twice %llu late %llu digest %016llx",
+        (unsigned long long)n->run, (unsigned long long)n->next, (unsigned long long)n->got,
+        (unsigned long long)(n->next - n->got), (unsigned long long)n->twice,
+        (unsigned long long)n->late, (unsigned long long)n->digest);
+}
+
+/* The first numbers at or after AT that did not come, to TEXT. */
+static void
+print_hole(uint64_t at, char *text, size_t bytes)
+{
+    const uint64_t next = agent.numbered.next;
+    uint64_t first = at;
+    uint64_t end;
+
+    while (first < next && was_seen(first)) {
+        first++;
+    }
+    for (end = first; end < next && !was_seen(end); end++) {
+    }
+    if (first < next) {
+        snprintf(text, bytes, "ok %llu %llu", (unsigned long long)first, (unsigned long long)end);
+    } else {
+        snprintf(text, bytes, "ok none");
+    }
+}
+
+/* Writes the answer to TEXT and returns its length. */
+static int
+serve_numbered(char *text, size_t bytes)
+{
+    unsigned long long run;
+    unsigned long long number;
+    char account[LINE_BYTES];
+
+    if (sscanf(text, "%llu %llu", &run, &number) != 2 || number >= NUMBERS_MAX) {
+        return snprintf(text, bytes, "error RUN NUMBER is wanted\n");
+    }
+    account_for(run, number);
+    print_account(account, sizeof(account));
+    return snprintf(text, bytes, "number %llu %s\n", number, account);
+}
+
 /* Commands */
 
 static const char *
@@ -398,6 +507,7 @@ run_command(const char *line, char *answer)
 {
     unsigned long long rate;
     unsigned long long mib = DIRTY_DEFAULT_MIB;
+    unsigned long long number;
     const char *refusal = NULL;
     struct timespec now;
 
@@ -412,12 +522,20 @@ run_command(const char *line, char *answer)
         clock_gettime(CLOCK_MONOTONIC, &now);
         snprintf(answer, LINE_BYTES, "ok %lld%09ld", (long long)now.tv_sec, now.tv_nsec);
         return;
+    } else if (strcmp(line, "numbered") == 0) {
+        memcpy(answer, "ok ", 3);
+        print_account(answer + 3, LINE_BYTES - 3);
+        return;
+    } else if (sscanf(line, "hole %llu", &number) == 1) {
+        print_hole(number, answer, LINE_BYTES);
+        return;
     } else if (strcmp(line, "reboot") == 0) {
         refusal = shut_down(RB_AUTOBOOT);
     } else if (strcmp(line, "poweroff") == 0) {
         refusal = shut_down(RB_POWER_OFF);
     } else {
-        refusal = "commands are: dirty RATE [MIB], status, now, reboot, poweroff";
+        refusal =
+            "commands are: dirty RATE [MIB], status, now, numbered, hole NUMBER, reboot, poweroff";
     }
     snprintf(answer, LINE_BYTES, refusal != NULL ? "error %s" : "ok", refusal);
 }
@@ -425,7 +543,7 @@ run_command(const char *line, char *answer)
 /* Datagrams */
 
 static void
-serve_datagrams(int fd, bool is_command)
+serve_datagrams(int fd, FdRole role)
 {
     for (int i = 0; i < DATAGRAM_BURST; i++) {
         struct sockaddr_in6 peer;
@@ -437,8 +555,10 @@ serve_datagrams(int fd, bool is_command)
         if (n < 0) {
             return;
         }
-        if (is_command) {
-            agent.datagram[n] = '\0';
+        agent.datagram[n] = '\0';
+        if (role == FD_NUMBERED_UDP) {
+            n = serve_numbered(agent.datagram, sizeof(agent.datagram));
+        } else if (role == FD_COMMAND_UDP) {
             agent.datagram[strcspn(agent.datagram, "\r\n")] = '\0';
             run_command(agent.datagram, answer);
             n = snprintf(agent.datagram, sizeof(agent.datagram), "%s\n", answer);
@@ -748,10 +868,9 @@ serve(int fd)
         accept_all(fd, FD_COMMAND_CONN);
         break;
     case FD_ECHO_UDP:
-        serve_datagrams(fd, false);
-        break;
     case FD_COMMAND_UDP:
-        serve_datagrams(fd, true);
+    case FD_NUMBERED_UDP:
+        serve_datagrams(fd, agent.slots[fd].role);
         break;
     case FD_ECHO_CONN:
         serve_echo_conn(fd);
@@ -814,6 +933,7 @@ run(void)
     open_port(SOCK_DGRAM, ECHO_PORT, FD_ECHO_UDP);
     open_port(SOCK_STREAM, COMMAND_PORT, FD_COMMAND_LISTEN);
     open_port(SOCK_DGRAM, COMMAND_PORT, FD_COMMAND_UDP);
+    open_port(SOCK_DGRAM, NUMBERED_PORT, FD_NUMBERED_UDP);
     open_port(SOCK_STREAM, HTTP_PORT, FD_HTTP_LISTEN);
     printf("colod-guest ready\n");
     set_timer(tick_fd, 1000, 1000);

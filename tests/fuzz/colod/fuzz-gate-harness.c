@@ -273,8 +273,11 @@ static void
 check_secondary(const Harness *h, const guint64 counts[])
 {
     Record held = harness_record(h, h->committed + 1);
+    Record asked = harness_record(h, h->passed[GATE_POINT_QUIESCE] + 1);
     GateLoad load = gate_load(h->gate);
 
+    if (asked.request_at > 0)
+        g_assert(h->forward_out->len <= asked.request_at - 4);
     if (held.ram_end_at > 0)
         g_assert(h->forward_out->len <= held.ram_end_at);
     g_assert(counts[COLO_RETURN_REPLY] <= h->passed[GATE_POINT_REPLY]);

@@ -4,6 +4,7 @@
 A fault of the stream (reset, wrong byte, end) is kept in .failure and raised by stop(). Times are
 time.monotonic_ns(), the clock of colod's event times.
 """
+import itertools
 import select
 import socket
 import struct
@@ -11,7 +12,7 @@ import threading
 import time
 
 from .topology import GUEST_ADDRESS
-from .util import LabError, wait_until
+from .util import LabError, sum16, wait_until
 
 MIB = 1 << 20
 ROTATION = 4096
@@ -135,7 +136,7 @@ class Download(Client):
             self.start_ns = time.monotonic_ns()
             self._take(body)
             while self.received < self.total and not self.stopping.is_set():
-                data = sock.recv(256 << 10)
+                data = sock.recv(max(4096, min(256 << 10, self.rate // 8)) if self.rate else 256 << 10)
                 assert data, f"closed after {self.received} of {self.total} bytes"
                 self._take(data)
                 self._pace()
@@ -260,8 +261,7 @@ class Pinger(Client):
         self.repeated = 0  # answers that came more than once
 
     def work(self):
-        with self.lab.client_socket(socket.SOCK_DGRAM, family_of(self.address)) as sock:
-            sock.connect((self.address, 7))
+        with self._open() as sock:
             sock.setblocking(False)
             due = time.monotonic_ns()
             while not self.stopping.is_set():
@@ -272,13 +272,26 @@ class Pinger(Client):
                 select.select([sock], [], [], max(0, due - now) / 1e9)
                 self._receive(sock)
 
+    def _open(self):
+        sock = self.lab.client_socket(socket.SOCK_DGRAM, family_of(self.address))
+        sock.connect((self.address, 7))
+        return sock
+
+    def _wrap(self, number, data):
+        """What is sent of it through the socket."""
+        return data
+
+    def _unwrap(self, data):
+        """The other way round; None if it is none of ours."""
+        return data
+
     def _datagram(self, number, sent):
         size = self.sizes[number % len(self.sizes)]
         return self.FORMAT.pack(number, sent) + Blob.piece(number % 1000, size - self.FORMAT.size)
 
     def _send(self, sock, now):
         try:
-            sock.send(self._datagram(len(self.sent_ns), now))
+            sock.send(self._wrap(len(self.sent_ns), self._datagram(len(self.sent_ns), now)))
         except OSError:  # no route, refused, full: lost
             pass
         self.sent_ns.append(now)
@@ -290,6 +303,9 @@ class Pinger(Client):
             except BlockingIOError:
                 return
             except OSError:
+                continue
+            data = self._unwrap(data)
+            if data is None:
                 continue
             assert len(data) >= self.FORMAT.size, f"a datagram of {len(data)} bytes"
             number, sent = self.FORMAT.unpack_from(data)
@@ -328,3 +344,33 @@ class Pinger(Client):
         trips = sorted(when - self.sent_ns[number] for number, when in self.answered_ns.copy().items()
                        if number >= since)
         return trips[min(len(trips) - 1, len(trips) * percent // 100)] / 1e6
+
+
+class IcmpPinger(Pinger):
+    """The same by ICMP or ICMPv6 echo requests."""
+
+    HEADER = struct.Struct(">BBHHH")  # type, code, checksum, identifier, sequence number
+    identifiers = itertools.count(1)
+
+    def __init__(self, lab, name="ping", address=GUEST_ADDRESS, sizes=(56,), period_ns=20_000_000):
+        super().__init__(lab, name, address, sizes, period_ns)
+        self.identifier = next(self.identifiers) & 0xFFFF
+        self.request, self.reply = (128, 129) if ":" in address else (8, 0)
+
+    def _open(self):
+        proto = socket.IPPROTO_ICMPV6 if ":" in self.address else socket.IPPROTO_ICMP
+        sock = self.lab.client_socket(socket.SOCK_RAW, family_of(self.address), proto)
+        sock.connect((self.address, 0))
+        return sock
+
+    def _wrap(self, number, data):
+        header = [self.request, 0, 0, self.identifier, number & 0xFFFF]
+        if ":" not in self.address:  # of ICMPv6 the kernel makes the checksum
+            header[2] = ~sum16(self.HEADER.pack(*header) + data) & 0xFFFF
+        return self.HEADER.pack(*header) + data
+
+    def _unwrap(self, data):
+        if ":" not in self.address:
+            data = data[(data[0] & 15) * 4:]
+        kind, _, _, identifier, _ = self.HEADER.unpack_from(data)
+        return data[self.HEADER.size:] if (kind, identifier) == (self.reply, self.identifier) else None

@@ -196,9 +196,9 @@ class Lab:
 
     # Client
 
-    def client_socket(self, kind=socket.SOCK_STREAM, family=socket.AF_INET):
+    def client_socket(self, kind=socket.SOCK_STREAM, family=socket.AF_INET, proto=0):
         with netns.inside(self.topology.name("c")):
-            return socket.socket(family, kind)
+            return socket.socket(family, kind, proto)
 
     def http_get(self, path, timeout=3):
         """The body, or None if the guest does not answer."""

@@ -16,6 +16,7 @@ SOL_PACKET = 263
 PACKET_STATISTICS = 6
 PACKET_IGNORE_OUTGOING = 23
 SO_ATTACH_FILTER = 26
+SO_RCVBUFFORCE = 33
 SO_TIMESTAMPNS = 35
 SNAP = 96  # Ethernet, IPv6 and TCP without options
 
@@ -91,7 +92,7 @@ class Sniffer(threading.Thread):
             self.sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
             self.sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            self.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
             self.sock.setblocking(False)
             self._forget_unfiltered()
             self.sock.settimeout(0.05)

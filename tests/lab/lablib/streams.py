@@ -20,6 +20,12 @@ SO_SNDBUFFORCE = 32
 PIECE = 64 << 10
 
 
+def allow_many_connections(lab):
+    """100 connections with send buffers as large as they grow would use up what the guest's kernel gives to TCP (7 MiB
+    of 128), which then resets those that the server has closed."""
+    lab.guest_script("cd /proc/sys/net/ipv4 && echo 6000 8000 10000 >tcp_mem && echo 4096 16384 131072 >tcp_wmem")
+
+
 def blob_md5(mib):
     total = hashlib.md5()
     for at in range(0, mib * MIB, MIB):
@@ -184,11 +190,17 @@ class Outbound(Paced):
 
 
 class WebServer(Client):
-    """HTTP in the client's namespace: GET gives the blob's first N MiB (/N), POST takes as many and says "right"."""
+    """HTTP in the client's namespace: GET gives the blob's first N MiB (/N), POST takes as many and says "right".
 
-    def __init__(self, lab, address=CLIENT_ADDRESS, port=8000):
+    rate: bytes a second of a GET, None for as fast as it goes.
+    """
+
+    def __init__(self, lab, address=CLIENT_ADDRESS, port=8000, rate=None):
         super().__init__(lab, "web-server", address)
         self.port = port
+        self.rate = rate
+        self.served = 0  # bytes
+        self.times_ns = []
         self.listener = lab.client_socket(family=family_of(address))
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.listener.bind((address, port))
@@ -210,8 +222,11 @@ class WebServer(Client):
                     sock.settimeout(STALL_S)
                     self._serve(sock)
 
-    @staticmethod
-    def _serve(sock):
+    def _progress(self, count):
+        self.served += count
+        self.times_ns.append(time.monotonic_ns())
+
+    def _serve(self, sock):
         head, body = b"", b""
         while b"\r\n\r\n" not in head:
             data = sock.recv(4096)
@@ -224,8 +239,7 @@ class WebServer(Client):
         if method == b"GET":
             size = int(path[1:]) * MIB
             sock.sendall(answer % size)
-            for at in range(0, size, MIB):
-                sock.sendall(Blob.piece(at, MIB))
+            self._give(sock, size)
             return
         size = int(re.search(rb"content-length: (\d+)", head, re.IGNORECASE).group(1))
         while len(body) < size:
@@ -233,8 +247,53 @@ class WebServer(Client):
             if not data:
                 return
             body += data
+            self._progress(len(data))
         text = b"right" if Blob.differs(0, body) is None else b"wrong"
         sock.sendall(answer % len(text) + text)
+
+    def _give(self, sock, size):
+        if self.rate:
+            sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 128 << 10)
+        for at in range(0, size, PIECE):
+            sock.sendall(Blob.piece(at, min(PIECE, size - at)))
+            self._progress(PIECE)
+            if self.rate and not self.stopping.wait(0):
+                time.sleep(PIECE / self.rate)
+
+
+class Fetches(Client):
+    """wget in the guest: GET of N MiB and POST of one, again and again, each byte checked on both sides."""
+
+    ROUNDS = 3
+
+    def __init__(self, lab, mib, rate=None, name="wget", port=8000):
+        super().__init__(lab, name)
+        self.mib = mib
+        self.server = WebServer(lab, port=port, rate=rate)
+        self.server.start()
+
+    @property
+    def times_ns(self):
+        return self.server.times_ns
+
+    def moved(self):
+        return self.server.served
+
+    def work(self):
+        url = self.server.url
+        try:
+            output = self.lab.guest_script(f"""guest-agent blob 1 >/tmp/one
+                i=0
+                while [ $i -lt {self.ROUNDS} ]; do
+                    wget -q -O - {url}/{self.mib} | md5sum
+                    wget -q -O - --post-file /tmp/one {url}/
+                    i=$((i + 1))
+                done
+                rm /tmp/one""", 150)
+        finally:
+            self.server.stop()
+        right = output.count(blob_md5(self.mib)), output.count("right")
+        assert right == (self.ROUNDS, self.ROUNDS), f"the guest got or gave other bytes, or none: {output}"
 
 
 class Resolver(Client):
@@ -291,6 +350,9 @@ done"""
     @property
     def times_ns(self):
         return self.resolver.times_ns
+
+    def moved(self):
+        return len(self.times_ns)
 
     def work(self):
         try:

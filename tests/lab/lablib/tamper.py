@@ -15,7 +15,7 @@ import time
 from . import netns
 from .settings import PEER_PORT
 from .topology import HOSTS
-from .util import LabError, wait_until
+from .util import LabError, sum16, wait_until
 
 ETH_P_ALL = 3
 SOL_PACKET = 263
@@ -26,15 +26,6 @@ ETHERNET_BYTES = 14
 NEEDS_CSUM = 1
 TCP = 6
 FRAME_MAX = 1 << 17
-
-
-def _sum16(data):
-    if len(data) % 2:
-        data += b"\0"
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
 
 
 class Segment:
@@ -66,7 +57,7 @@ class Segment:
             return
         self.frame[self.tcp + 16:self.tcp + 18] = b"\0\0"
         pseudo = self.frame[self.ip + 12:self.ip + 20] + struct.pack(">HH", TCP, self.end - self.tcp)
-        total = _sum16(bytes(pseudo)) + _sum16(bytes(self.frame[self.tcp:self.end]))
+        total = sum16(bytes(pseudo)) + sum16(bytes(self.frame[self.tcp:self.end]))
         total = (total & 0xFFFF) + (total >> 16)
         struct.pack_into(">H", self.frame, self.tcp + 16, ~total & 0xFFFF)
 

@@ -41,7 +41,7 @@ bench_on_point(Gate *gate, GatePoint point, guint64 epoch, gpointer user_data)
     static const char *const names[] = {
         [GATE_POINT_READY] = "?ready",   [GATE_POINT_REQUEST] = "?request",
         [GATE_POINT_MARK] = "?mark",     [GATE_POINT_REPLY] = "?reply",
-        [GATE_POINT_COMMIT] = "?commit",
+        [GATE_POINT_COMMIT] = "?commit", [GATE_POINT_QUIESCE] = "?quiesce",
     };
     Bench *bench = user_data;
 

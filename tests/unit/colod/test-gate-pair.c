@@ -103,7 +103,8 @@ START_TEST(life_checkpoints)
         g_autofree char *primary_log =
             g_strdup_printf("?request%u ?mark%u committed%u loaded%u ", epoch, epoch, epoch, epoch);
         g_autofree char *secondary_log =
-            g_strdup_printf("?reply%u ?commit%u committed%u loaded%u ", epoch, epoch, epoch, epoch);
+            g_strdup_printf("?quiesce%u ?reply%u ?commit%u committed%u loaded%u ", epoch, epoch,
+                            epoch, epoch, epoch);
 
         ck_assert(checkpoint(&pair, (epoch * 37) % 300, 1 + epoch * epoch * 100));
         expect_text(pair.primary.log, primary_log);
@@ -174,7 +175,7 @@ START_TEST(sec_corrupted)
     g_string_truncate(pair.secondary.log, 0);
     ck_assert(!checkpoint(&pair, 10, 1000));
     expect_failure(&pair.secondary, GATE_ERROR_CHECKSUM, "checkpoint 2, step transfer");
-    expect_text(pair.secondary.log, "?reply2 failed0 ");
+    expect_text(pair.secondary.log, "?quiesce2 ?reply2 failed0 ");
     ck_assert_int_eq(gate_load(pair.secondary.gate), GATE_LOAD_CLEAN);
     /* SVM was given SEND and the delta, and not one byte of the tail. */
     g_autoptr(GByteArray) delta = g_byte_array_new();

@@ -113,6 +113,15 @@ world_pause(World *w)
 }
 
 void
+world_quiesce(World *w)
+{
+    unsigned before = w->n_done;
+
+    proxy_quiesce(w->proxy, world_done, w);
+    world_until(&w->n_done, before + 1);
+}
+
+void
 world_commit(World *w, guint64 epoch)
 {
     unsigned before = w->n_done;
@@ -126,6 +135,7 @@ pair_begin_checkpoint(Pair *pair)
 {
     pair->epoch++;
     world_ingress(&pair->p, false);
+    world_quiesce(&pair->s);
     world_pause(&pair->s);
     world_mark(&pair->p, pair->epoch);
 }

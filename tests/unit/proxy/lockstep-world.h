@@ -37,6 +37,7 @@ void pair_sockets(int fds[2]);
 
 /** Both guests send the same. */
 void both_send(Pair *pair, guint32 number, size_t len);
+void world_quiesce(World *w);
 void world_pause(World *w);
 void world_commit(World *w, guint64 epoch);
 
