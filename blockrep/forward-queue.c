@@ -55,7 +55,7 @@ struct ForwardQueue {
     uint64_t head, tail; /* positions, counted without wrapping: [tail, head) is in use */
     Block *blocks;       /* as many as there are slots, used in a circle */
     uint32_t first_block, n_blocks;
-    uint64_t merged;
+    uint64_t merged, sent_bytes;
 };
 
 /* --- Sets --- */
@@ -144,21 +144,30 @@ line_remove(ForwardQueue *queue, Set *set, const Slot *slot)
 
 /* --- The ring --- */
 
-/* Contiguous room for @len bytes; false: none now. */
+/* Where @len bytes in a row would go; false: no room now. */
+static bool
+ring_find(const ForwardQueue *queue, uint64_t len, uint64_t *ret_start)
+{
+    bool is_empty = queue->n_blocks == 0;
+    uint64_t start = is_empty ? 0 : queue->head, tail = is_empty ? 0 : queue->tail;
+    uint64_t to_end = queue->limit_bytes - start % queue->limit_bytes;
+
+    if (to_end < len)
+        start += to_end;
+    *ret_start = start;
+    /* Blocks are given back later than slots, if those before them are not. */
+    return start + len - tail <= queue->limit_bytes && queue->n_blocks < queue->max_entries;
+}
+
 static bool
 ring_take(ForwardQueue *queue, uint64_t len, Slot *slot)
 {
-    uint64_t start, to_end;
+    uint64_t start;
 
-    if (queue->n_blocks == 0)
-        queue->head = queue->tail = 0;
-    start = queue->head;
-    to_end = queue->limit_bytes - start % queue->limit_bytes;
-    if (to_end < len)
-        start += to_end;
-    if (start + len - queue->tail > queue->limit_bytes)
+    if (!ring_find(queue, len, &start))
         return false;
-    g_assert(queue->n_blocks < queue->max_entries); /* a block has a slot */
+    if (queue->n_blocks == 0)
+        queue->tail = 0;
     slot->block = (queue->first_block + queue->n_blocks) % queue->max_entries;
     slot->entry.data = queue->ring + start % queue->limit_bytes;
     queue->n_blocks++;
@@ -171,9 +180,8 @@ ring_take(ForwardQueue *queue, uint64_t len, Slot *slot)
 static bool
 ring_extend(ForwardQueue *queue, const Slot *slot, uint64_t len)
 {
-    bool is_newest =
-        queue->n_blocks > 0 &&
-        slot->block == (queue->first_block + queue->n_blocks - 1) % queue->max_entries;
+    bool is_newest = queue->n_blocks > 0 &&
+                     slot->block == (queue->first_block + queue->n_blocks - 1) % queue->max_entries;
     uint64_t used_of_lap = (queue->head - 1) % queue->limit_bytes + 1;
 
     if (!is_newest || queue->limit_bytes - used_of_lap < len ||
@@ -197,13 +205,12 @@ ring_give(ForwardQueue *queue, uint32_t block)
 
 /* --- Slots --- */
 
-/* A slot also stands for a block of the ring, and blocks are freed later than slots. */
 static Slot *
 slot_take(ForwardQueue *queue)
 {
     Slot *slot;
 
-    if (queue->free_slots == NONE || queue->n_blocks == queue->max_entries)
+    if (queue->free_slots == NONE)
         return NULL;
     slot = &queue->slots[queue->free_slots];
     queue->free_slots = slot->next;
@@ -251,6 +258,7 @@ reset(ForwardQueue *queue)
     queue->n_blocks = 0;
     queue->first_block = 0;
     queue->head = queue->tail = 0;
+    queue->sent_bytes = 0;
     queue->holding = false;
 }
 
@@ -342,34 +350,33 @@ append(ForwardQueue *queue, Set *set, const ForwardEntry *piece)
     return len;
 }
 
-/* Takes [offset, end) out of an entry without data. False: no slot for what is left behind it. */
+/* Takes [offset, end) out of an entry without data, for a write to be put there. False: there is no
+ * room for that, and nothing has changed. */
 static bool
 cut(ForwardQueue *queue, Set *set, Slot *slot, uint64_t offset, uint64_t end)
 {
     const ForwardEntry old = slot->entry;
+    bool is_left = old.offset<offset, is_right = end_of(&old)> end;
+    unsigned n_free = queue->max_entries - queue->n_entries;
+    uint64_t start;
 
-    if (old.offset >= offset && end_of(&old) <= end) {
+    if (n_free + 1 < 1U + is_left + is_right ||
+        !ring_find(queue, MIN(end - offset, FORWARD_WRITE_MAX_BYTES), &start))
+        return false;
+    if (!is_left && !is_right) {
         drop(queue, set, slot);
         return true;
     }
-    if (old.offset < offset) {
-        Slot *right = end_of(&old) > end ? slot_take(queue) : NULL;
-
-        if (!right && end_of(&old) > end)
-            return false;
-        slot->entry.len = offset - old.offset;
-        set->bytes -= old.len - slot->entry.len;
-        if (right) {
-            right->entry =
-                (ForwardEntry){.kind = old.kind, .offset = end, .len = end_of(&old) - end};
-            set_insert(queue, set, right);
-            line_append(queue, set, right);
-        }
-        return true;
-    }
-    slot->entry.offset = end; /* its place in the set is the same */
-    slot->entry.len = end_of(&old) - end;
+    slot->entry.offset = is_left ? old.offset : end; /* its place in the set is the same */
+    slot->entry.len = is_left ? offset - old.offset : end_of(&old) - end;
     set->bytes -= old.len - slot->entry.len;
+    if (is_left && is_right) {
+        Slot *right = slot_take(queue);
+
+        right->entry = (ForwardEntry){.kind = old.kind, .offset = end, .len = end_of(&old) - end};
+        set_insert(queue, set, right);
+        line_append(queue, set, right);
+    }
     return true;
 }
 
@@ -414,7 +421,7 @@ add_some(ForwardQueue *queue, Set *set, const ForwardEntry *piece)
         before.len = met->entry.offset - offset;
         return append(queue, set, &before);
     }
-    end = MIN(end, end_of(&met->entry));
+    end = MIN(end, MIN(end_of(&met->entry), offset + max_of(piece->kind)));
 
     bool is_in = piece->data ? write_into(queue, met, offset, end, piece->data)
                              : clear_in(queue, met, piece->kind, offset, end);
@@ -473,6 +480,7 @@ forward_queue_take(ForwardQueue *queue)
         set_remove(queue, &queue->unsent, slot);
         line_remove(queue, &queue->unsent, slot);
         set_insert(queue, &queue->flight, slot);
+        queue->sent_bytes += slot->entry.data ? slot->entry.len : 0;
         return &slot->entry;
     }
     return NULL;
@@ -484,6 +492,7 @@ forward_queue_done(ForwardQueue *queue, ForwardEntry *entry)
     Slot *slot = (Slot *)entry;
 
     set_remove(queue, &queue->flight, slot);
+    queue->sent_bytes -= slot->entry.data ? slot->entry.len : 0;
     slot_give(queue, slot);
 }
 
@@ -549,6 +558,7 @@ forward_queue_status(const ForwardQueue *queue, ForwardQueueStatus *ret_status)
         .used_bytes = queue->n_blocks > 0 ? queue->head - queue->tail : 0,
         .queued_bytes = queue->unsent.bytes + queue->flight.bytes,
         .held_bytes = queue->held.bytes,
+        .sent_bytes = queue->sent_bytes,
         .entries = queue->n_entries,
         .in_flight = queue->flight.n,
         .merged = queue->merged,

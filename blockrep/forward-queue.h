@@ -81,6 +81,7 @@ typedef struct ForwardQueueStatus {
     uint64_t limit_bytes, used_bytes; /* of the window */
     uint64_t queued_bytes;            /* not confirmed; zeros and trims count by their length */
     uint64_t held_bytes;
+    uint64_t sent_bytes; /* data in flight */
     unsigned entries, in_flight;
     uint64_t merged; /* requests, or parts, that became part of an entry there was */
 } ForwardQueueStatus;

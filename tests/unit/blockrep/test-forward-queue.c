@@ -165,7 +165,8 @@ START_TEST(err_a_full_window)
         ck_assert_uint_eq(forward_queue_add(queue, FORWARD_ZERO, 8192 * i, 4096, NULL), 4096);
     ck_assert_uint_eq(forward_queue_add(queue, FORWARD_ZERO, 8192 * 16, 4096, NULL), 0);
     ck_assert_uint_eq(forward_queue_add(queue, FORWARD_WRITE, 100, 100, pattern), 0);
-    ck_assert_uint_eq(forward_queue_add(queue, FORWARD_WRITE, 0, 100, pattern), 100);
+    ck_assert_uint_eq(forward_queue_add(queue, FORWARD_WRITE, 0, 100, pattern), 0);
+    ck_assert_uint_eq(forward_queue_add(queue, FORWARD_WRITE, 0, 4096, pattern), 4096);
 }
 END_TEST
 
@@ -225,14 +226,14 @@ request(Model *model)
     uint8_t data[DISK];
     uint64_t offset = below(model, DISK);
     uint64_t len = 1 + below(model, (uint32_t)MIN(DISK - offset, below(model, 4) ? 200 : DISK));
-    ForwardKind kind = below(model, 3) ? FORWARD_WRITE
-                                       : (ForwardKind)below(model, FORWARD_KIND_COUNT);
+    ForwardKind kind =
+        below(model, 3) ? FORWARD_WRITE : (ForwardKind)below(model, FORWARD_KIND_COUNT);
 
     for (uint64_t i = 0; i < len; i++)
         data[i] = (uint8_t)below(model, 255) + 1;
 
-    uint64_t taken = forward_queue_add(model->queue, kind, offset, len,
-                                       kind == FORWARD_WRITE ? data : NULL);
+    uint64_t taken =
+        forward_queue_add(model->queue, kind, offset, len, kind == FORWARD_WRITE ? data : NULL);
 
     ck_assert_uint_le(taken, len);
     apply(model->guest, kind, offset, taken, data);
@@ -248,7 +249,8 @@ overlaps_flying(const Model *model, const ForwardEntry *entry)
     for (unsigned i = 0; i < model->n_flying; i++) {
         const ForwardEntry *other = model->flying[i].entry;
 
-        if (other->offset < entry->offset + entry->len && entry->offset < other->offset + other->len)
+        if (other->offset < entry->offset + entry->len &&
+            entry->offset < other->offset + other->len)
             return true;
     }
     return false;
