@@ -282,6 +282,9 @@ add_forwarder(const Disk *disk, GPtrArray *argv)
     add(argv, "tls-ca=%s", config->tls_ca);
     add(argv, "tls-cert=%s", config->tls_cert);
     add(argv, "tls-key=%s", config->tls_key);
+    /* Of a process that takes another's place: QEMU waits for it. */
+    if (disk->running && disk->alone_generation > 0)
+        add(argv, "alone=%" PRIu64, disk->alone_generation);
 }
 
 char **

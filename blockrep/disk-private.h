@@ -41,7 +41,7 @@ struct Op {
     GError *error;
     bool finished;
     OpFunc next; /* after the reply that is waited for */
-    OpFunc after_move;
+    OpFunc after_alone, after_move;
     OpFunc poll;       /* at each change of a plugin, while nothing else is waited for */
     const Plugin *on;  /* whose reply it is: fails with it */
     bool ignore_error; /* of the next reply */

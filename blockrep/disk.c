@@ -378,14 +378,6 @@ clear_process(Plugin *plugin)
     plugin->ready = plugin->ending = false;
 }
 
-/* The forwarder has forgotten what its mode was. */
-static void
-resume_alone(Disk *disk)
-{
-    if (disk->alone_generation > 0)
-        disk_alone(disk, disk->alone_generation, NULL, NULL);
-}
-
 static gboolean
 on_restart(gpointer user_data)
 {
@@ -459,8 +451,6 @@ on_ready(DiskProcess *process, json_object *status, gpointer user_data)
     plugin->ready = true;
     if (plugin->ending)
         disk_process_end(plugin->process, END_MS);
-    else if (plugin->kind == PLUGIN_FORWARDER && plugin->disk->running)
-        resume_alone(plugin->disk);
     on_status(process, status, plugin);
 }
 
@@ -790,13 +780,30 @@ disk_release(Disk *disk, uint64_t epoch)
                 NULL);
 }
 
+/* One that is being started anew is waited for. */
+static void
+ask_alone(Op *op)
+{
+    const Plugin *forwarder = &op->disk->plugins[PLUGIN_FORWARDER];
+
+    if (forwarder->ready || (!forwarder->process && !forwarder->restart))
+        disk_op_ask(op, PLUGIN_FORWARDER, "alone", with_generation(op->generation),
+                    op->after_alone);
+}
+
+static void
+begin_alone(Op *op, uint64_t generation, OpFunc then)
+{
+    op->disk->alone_generation = op->generation = generation;
+    op->disk->wants_synced = false;
+    op->after_alone = then;
+    disk_op_poll(op, ask_alone);
+}
+
 void
 disk_alone(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_data)
 {
-    disk->alone_generation = generation;
-    disk->wants_synced = false;
-    disk_op_ask(disk_op_new(disk, done, user_data), PLUGIN_FORWARDER, "alone",
-                with_generation(generation), NULL);
+    begin_alone(disk_op_new(disk, done, user_data), generation, NULL);
 }
 
 void
@@ -878,10 +885,9 @@ disk_move_local(Disk *disk, QmpClient *qmp, uint64_t generation, DiskDoneFunc do
     Op *op = disk_op_new(disk, done, user_data);
 
     op->qmp = qmp_client_ref(qmp);
-    disk->alone_generation = generation;
     /* First of all: the target marks what goes through it, and from the move on nobody else does.
      */
-    disk_op_ask(op, PLUGIN_FORWARDER, "alone", with_generation(generation), marked);
+    begin_alone(op, generation, marked);
 }
 
 /* --- Life --- */
