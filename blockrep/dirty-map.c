@@ -16,8 +16,9 @@
  *
  * Several openers. Byte 0 of the file, as an open-file-description lock, is held during open, arm
  * and close; byte 1 is held shared while it is open. Who closes and could hold byte 1 alone is the
- * last one and marks it clean. A process that was killed has let go of its lock, and its bits are
- * in the same pages that the last one flushes.
+ * last one and marks it clean, if it knows that it is armed and so has flushed the disk too. A
+ * process that was killed has let go of its lock, and its bits are in the same pages that the last
+ * one flushes.
  *
  * Space is allocated at open; a store into a page that has no room would be SIGBUS. Cutting
  * the file short while it is mapped is so too: it is ours alone.
@@ -411,7 +412,7 @@ dirty_map_open(const char *path, uint64_t size_bytes, GError **error)
 static void
 set_clean(DirtyMap *map, MapHeader *header)
 {
-    if (!atomic_load(&map->never_clean) && is_alone(map->fd))
+    if (atomic_load(&map->armed) && !atomic_load(&map->never_clean) && is_alone(map->fd))
         header->clean = true;
 }
 
@@ -453,6 +454,12 @@ dirty_map_arm(DirtyMap *map)
     if (r == 0)
         atomic_store(&map->armed, true);
     return r;
+}
+
+bool
+dirty_map_is_armed(const DirtyMap *map)
+{
+    return atomic_load(&map->armed);
 }
 
 static void

@@ -31,8 +31,9 @@ typedef struct DirtyMap DirtyMap;
 DirtyMap *dirty_map_open(const char *path, uint64_t size_bytes, GError **error);
 
 /**
- * Flushes. The last one to close it marks it closed cleanly: after that a crash of the host costs
- * nothing. So the owner flushes the disk before, or says that it could not: dirty_map_distrust().
+ * Flushes. The last one to close it, if it has armed it, marks it closed cleanly: after that a
+ * crash of the host costs nothing. So who has armed it flushes the disk before, or says that it
+ * could not: dirty_map_distrust().
  */
 void dirty_map_free(DirtyMap *map);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(DirtyMap, dirty_map_free)
@@ -46,6 +47,8 @@ void dirty_map_distrust(DirtyMap *map);
  * map that was never armed (a mirror's) stays trusted over a crash. Blocks; negative errno.
  */
 int dirty_map_arm(DirtyMap *map);
+/** Was it armed by this opener, or found so? */
+bool dirty_map_is_armed(const DirtyMap *map);
 
 void dirty_map_mark(DirtyMap *map, uint64_t offset, uint64_t len);
 void dirty_map_mark_all(DirtyMap *map);

@@ -338,14 +338,20 @@ START_TEST(life_two_openers)
 }
 END_TEST
 
-/* One process of two is killed: the other's clean end covers both. */
+/* One process of two is killed: the clean end of the other covers both if it has armed the map, and
+ * so knows that the disk is to be flushed. */
 START_TEST(life_other_opener_killed)
 {
     DirtyMap *map = new_map();
 
+    ck_assert(!dirty_map_is_armed(map));
     mark_and_die(9);
     ck_assert(!header_is_clean());
     ck_assert(dirty_map_is_marked(map, 9 * CHUNK, 1));
+    dirty_map_free(map);
+    ck_assert(!header_is_clean());
+    map = open_map();
+    ck_assert(dirty_map_is_armed(map));
     dirty_map_free(map);
     ck_assert(header_is_clean());
 }
