@@ -288,7 +288,7 @@ start_vm(Daemon *d, gboolean incoming)
     for (unsigned i = 0; i < d->config->n_nics; i++)
         for (unsigned queue = 0; queue < CONFIG_MAX_QUEUES; queue++)
             fds[i].queues[queue] = proxy_take_guest_fd(d->proxy, i, queue);
-    d->vm = vm_start(d->config, d->run_dir, fds, incoming, &vm_handlers, d, &error);
+    d->vm = vm_start(d->config, d->run_dir, fds, NULL, incoming, &vm_handlers, d, &error);
     for (unsigned i = 0; i < d->config->n_nics; i++)
         for (unsigned queue = 0; queue < CONFIG_MAX_QUEUES; queue++)
             fd_clear(&fds[i].queues[queue]);
