@@ -34,7 +34,8 @@ typedef struct DiskConfig {
     const char *device;         /* QEMU's device model: virtio-blk-pci, scsi-hd, ide-hd, nvme */
     const char *cache;          /* "none" or "writeback": of the local image in QEMU */
     const char *run_dir;        /* sockets */
-    const char *state_dir;      /* metadata, map, overlays, commit record */
+    const char *state_dir;      /* metadata, map */
+    const char *overlay_dir;    /* overlays, commit record; NULL: state_dir */
     const char *nbdkit;         /* the program */
     const char *plugin_dir;     /* of our plugins; NULL: nbdkit's own */
     const char *listen_address; /* of the target, numeric */

@@ -406,3 +406,26 @@ layers_commit_piece(Layers *layers, Overlay *overlay, uint32_t *slot)
     *slot += n;
     return 1;
 }
+
+/* Hidden's too: the disk has the primary's newer content there, and gets the older back. */
+static void
+mark_overlay(Layers *layers, Overlay *overlay)
+{
+    uint32_t end = overlay_slots(overlay);
+
+    for (uint32_t slot = 0; slot < end; slot++) {
+        uint64_t block = overlay_block_of(overlay, slot);
+
+        if (block != OVERLAY_NO_BLOCK)
+            dirty_map_mark(layers->map, block * BLOCK, bytes_of(layers, block, 1));
+    }
+}
+
+void
+layers_mark_overlays(Layers *layers)
+{
+    if (!layers->map)
+        return;
+    mark_overlay(layers, layers->hidden);
+    mark_overlay(layers, layers->active);
+}

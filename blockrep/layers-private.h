@@ -20,6 +20,7 @@ struct Layers {
     Overlay *hidden;
     Overlay *active;
     RangeLock *lock;
+    DirtyMap *map;    /* or NULL */
     atomic_int mode;  /* set under a hold on everything; TargetMode */
     atomic_int stale; /* Fault */
     atomic_bool high_told;

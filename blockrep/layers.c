@@ -58,6 +58,12 @@ layers_set_notify(Layers *layers, void (*notify)(void *user_data), void *user_da
     layers->user_data = user_data;
 }
 
+void
+layers_set_map(Layers *layers, DirtyMap *map)
+{
+    layers->map = map;
+}
+
 TargetMode
 layers_mode(Layers *layers)
 {
@@ -201,6 +207,14 @@ write_target(Layers *layers, const void *buf, uint64_t len, uint64_t offset, boo
     return r;
 }
 
+/* Before the disk changes: a mark too many costs a copy, one too few costs the data. */
+static void
+mark(Layers *layers, uint64_t len, uint64_t offset)
+{
+    if (layers->map)
+        dirty_map_mark(layers->map, offset, len);
+}
+
 static int
 write_active(Layers *layers, const void *buf, uint64_t len, uint64_t offset, bool unmap,
              Fault *ret_fault)
@@ -209,8 +223,10 @@ write_active(Layers *layers, const void *buf, uint64_t len, uint64_t offset, boo
     case TARGET_MIRRORING:
         return io_write_active(layers, buf, len, offset, ret_fault);
     case TARGET_COMMITTING:
+        mark(layers, len, offset);
         return io_write_through(layers, buf, len, offset, unmap, ret_fault);
     case TARGET_LOCAL:
+        mark(layers, len, offset);
         return fail_as(io_write_disk(layers, buf, len, offset, unmap), FAULT_ACTIVE_DISK,
                        ret_fault);
     case TARGET_IDLE:

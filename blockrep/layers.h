@@ -2,6 +2,7 @@
 /* layers.h - one disk as two machines see it: disk, hidden overlay, active overlay */
 #pragma once
 
+#include "dirty-map.h"
 #include "fault.h"
 #include "overlay.h"
 #include "store.h"
@@ -17,6 +18,9 @@ Layers *layers_new(Store *disk, Overlay *hidden, Overlay *active);
 /** @notify: called in a request's thread, within it, after a fault and when an overlay has reached
  * its high-water mark (once an epoch). It must not call requests. Set it before the first one. */
 void layers_set_notify(Layers *layers, void (*notify)(void *user_data), void *user_data);
+/** What the survivor's guest writes (committing, local) is marked in @map, which stays the
+ * caller's. Set it before the first request. */
+void layers_set_map(Layers *layers, DirtyMap *map);
 void layers_free(Layers *layers);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Layers, layers_free)
 
@@ -60,6 +64,9 @@ int layers_drain(Layers *layers, int64_t deadline_ns);
  * Return: 1: more, 0: done, or a negative errno.
  */
 int layers_commit_piece(Layers *layers, Overlay *overlay, uint32_t *slot);
+
+/** Marks the blocks of both overlays in the map, in mode TARGET_COMMITTING. */
+void layers_mark_overlays(Layers *layers);
 
 /** The mode now; exact only for who is the one that switches. */
 TargetMode layers_mode(Layers *layers);

@@ -47,6 +47,21 @@ make_durable(Target *target, GError **error)
     return TRUE;
 }
 
+/* Before the metadata makes the failover durable: a crash after that must find them marked. */
+static gboolean
+mark_overlays(Target *target, GError **error)
+{
+    int r = 0;
+
+    layers_mark_overlays(target->layers);
+    if (target->map) {
+        r = dirty_map_arm(target->map); /* also with empty overlays: the guest is about to write */
+        if (r == 0)
+            r = dirty_map_flush(target->map);
+    }
+    return r < 0 ? fail(target, "the map of changed blocks", r, error) : TRUE;
+}
+
 /* Progress for status. False: the target stops. */
 static bool
 count_done(Target *target, uint64_t blocks)
@@ -123,6 +138,8 @@ commit(Target *target, GError **error)
     Overlay *hidden = layers_hidden(target->layers), *active = layers_active(target->layers);
     bool can_be_durable = overlay_store(hidden)->durable && overlay_store(active)->durable;
 
+    if (!mark_overlays(target, error))
+        return FALSE;
     /* A commit that is on the medium is not written there again: its slots are frozen. */
     if (can_be_durable && target_meta(target).commit[0] == '\0' && !make_durable(target, error))
         return FALSE;

@@ -129,6 +129,14 @@ open_in_files(Store *disk, Journal *journal, const DiskMeta *meta, const TargetC
                            resumes ? &record : NULL, error);
 }
 
+static Target *
+open_parts(Store *disk, Journal *journal, const DiskMeta *meta, const TargetConfig *config,
+           uint64_t limit, GError **error)
+{
+    return config->directory ? open_in_files(disk, journal, meta, config, limit, error)
+                             : open_in_memory(disk, journal, meta, limit, error);
+}
+
 Target *
 target_open(const TargetConfig *config, GError **error)
 {
@@ -147,11 +155,19 @@ target_open(const TargetConfig *config, GError **error)
     if (!disk || !disk_meta_load(config->metadata, disk->size_bytes, &meta, error))
         return NULL;
 
+    g_autoptr(DirtyMap) map =
+        config->map ? dirty_map_open(config->map, disk->size_bytes, error) : NULL;
+
+    if (config->map && !map)
+        return NULL;
+
     g_autofree char *record_path =
         config->directory ? g_build_filename(config->directory, RECORD_NAME, NULL) : NULL;
     Journal *journal = journal_file_new(config->metadata, record_path);
 
-    return config->directory
-               ? open_in_files(g_steal_pointer(&disk), journal, &meta, config, limit, error)
-               : open_in_memory(g_steal_pointer(&disk), journal, &meta, limit, error);
+    Target *target = open_parts(g_steal_pointer(&disk), journal, &meta, config, limit, error);
+
+    if (target && map)
+        target_take_map(target, g_steal_pointer(&map));
+    return target;
 }

@@ -11,6 +11,7 @@ typedef struct TargetConfig {
     const char *disk;      /* raw file or block device */
     const char *metadata;  /* small file, need not exist */
     const char *directory; /* of overlays and commit record; NULL: overlays in memory */
+    const char *map;       /* of changed blocks, made if missing; NULL: none is kept */
     uint64_t limit_bytes;  /* of each overlay; cut to whole blocks */
 } TargetConfig;
 

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* target-plugin.c - nbdkit plugin: the secondary's disk as exports `target` and `active`
+/* target-plugin.c - nbdkit plugin: the secondary's disk as exports `target` and `active`, and what
+ * a primary wants to know of it as `changed` and `digest`
  *
- * nbdkit serves one set of sockets, all with both exports. What crosses hosts is `target` alone and
- * under TLS, so a peer that is no UNIX socket gets nothing else. nbdkit takes several sockets by
+ * nbdkit serves one set of sockets, all with every export. What crosses hosts is under TLS, and is
+ * never `active`: a peer that is no UNIX socket does not get it. nbdkit takes several sockets by
  * socket activation: one TCP socket for the primary and one UNIX socket for the local QEMU.
  *
  * get_ready opens everything, so that what is wrong is said before nbdkit goes into the background;
  * threads start in after_fork.
  */
-#include "control.h"
+#include "plugin-quit.h"
+#include "target-control.h"
+#include "target-exports.h"
 #include "target-open.h"
 
 #include <errno.h>
@@ -31,7 +34,7 @@ enum {
 
 /* nbdkit has one plugin instance in a process and gives its callbacks no pointer to it. */
 typedef struct Plugin {
-    char *disk, *metadata, *directory, *control_path;
+    char *disk, *metadata, *map, *directory, *control_path;
     gboolean in_memory;
     uint64_t limit_bytes;
     Target *target;
@@ -59,6 +62,8 @@ target_config(const char *key, const char *value)
         return set_path(&plugin.disk, value);
     if (strcmp(key, "metadata") == 0)
         return set_path(&plugin.metadata, value);
+    if (strcmp(key, "map") == 0)
+        return set_path(&plugin.map, value);
     if (strcmp(key, "overlay-dir") == 0)
         return set_path(&plugin.directory, value);
     if (strcmp(key, "control") == 0)
@@ -95,6 +100,7 @@ target_config_complete(void)
     "disk=PATH          (required) Raw file or block device.\n"                                    \
     "metadata=PATH      (required) What must survive a crash; made if missing.\n"                  \
     "control=SOCKET     (required) Control socket for colod.\n"                                    \
+    "map=PATH           Map of blocks that may differ from the peer's; made if missing.\n"         \
     "overlay-dir=DIR    Where the overlays are kept, or\n"                                         \
     "overlay=memory     in memory: a failover is durable only when it is done.\n"                  \
     "overlay-limit=SIZE Of each overlay (default 1G)."
@@ -107,6 +113,7 @@ target_get_ready(void)
     TargetConfig config = {
         .disk = plugin.disk,
         .metadata = plugin.metadata,
+        .map = plugin.map,
         .directory = plugin.directory,
         .limit_bytes = plugin.limit_bytes,
     };
@@ -130,7 +137,7 @@ target_after_fork(void)
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
     target_start(plugin.target);
-    plugin.control = disk_control_new(plugin.control_path, plugin.target, &error);
+    plugin.control = target_control_new(plugin.control_path, plugin.target, &error);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (!plugin.control) {
         nbdkit_error("%s", error->message);
@@ -152,8 +159,10 @@ target_unload(void)
 {
     target_cleanup(); /* nbdkit that ends before it served does without */
     g_clear_pointer(&plugin.target, target_free);
+    plugin_quit_done();
     free(plugin.disk);
     free(plugin.metadata);
+    free(plugin.map);
     free(plugin.directory);
     free(plugin.control_path);
     plugin = (Plugin){.limit_bytes = TARGET_DEFAULT_LIMIT_BYTES};
@@ -161,14 +170,39 @@ target_unload(void)
 
 /* --- Connections --- */
 
-static const char *const side_names[] = {[SIDE_TARGET] = "target", [SIDE_ACTIVE] = "active"};
+typedef enum ExportKind { EXPORT_DISK, EXPORT_CHANGED, EXPORT_DIGEST } ExportKind;
+
 /* A handle is one of these. */
-static const Side sides[] = {SIDE_TARGET, SIDE_ACTIVE};
+typedef struct Export {
+    const char *name, *description;
+    ExportKind kind;
+    Side side;      /* of a disk */
+    bool is_remote; /* the other host may have it, under TLS */
+} Export;
+
+static const Export exports_there_are[] = {
+    {"target", "the primary's writes", EXPORT_DISK, SIDE_TARGET, true},
+    {"active", "the secondary guest's disk", EXPORT_DISK, SIDE_ACTIVE, false},
+    {"changed", "a bit for each 64 KiB that may differ", EXPORT_CHANGED, SIDE_TARGET, true},
+    {"digest", "a digest of each 64 KiB of the disk", EXPORT_DIGEST, SIDE_TARGET, true},
+};
+
+static const Export *
+export_of(const void *handle)
+{
+    return handle;
+}
 
 static Side
 side_of(const void *handle)
 {
-    return *(const Side *)handle;
+    return export_of(handle)->side;
+}
+
+static bool
+is_there(const Export *export)
+{
+    return export->kind != EXPORT_CHANGED || target_map(plugin.target);
 }
 
 static bool
@@ -182,26 +216,39 @@ is_local_peer(void)
     return address.ss_family == AF_UNIX;
 }
 
+/* NULL: this peer may have it. */
+static const char *
+why_not(const Export *export)
+{
+    if (!is_there(export))
+        return "needs a map (map=PATH)";
+    if (is_local_peer())
+        return NULL;
+    if (!export->is_remote)
+        return "is for UNIX sockets only";
+    return nbdkit_is_tls() == 1 ? NULL : "needs TLS on all but UNIX sockets";
+}
+
 static void *
 target_open_handle(G_GNUC_UNUSED int readonly)
 {
     const char *name = nbdkit_export_name();
-    bool local = is_local_peer();
 
-    for (size_t i = 0; name && i < G_N_ELEMENTS(sides); i++) {
-        if (strcmp(name, side_names[sides[i]]) != 0)
+    for (size_t i = 0; name && i < G_N_ELEMENTS(exports_there_are); i++) {
+        const Export *export = &exports_there_are[i];
+        const char *reason;
+
+        if (strcmp(name, export->name) != 0)
             continue;
-        if (!local && sides[i] == SIDE_ACTIVE) {
-            nbdkit_error("refused: export 'active' is for UNIX sockets only");
+        reason = why_not(export);
+        if (reason) {
+            nbdkit_error("refused: export '%s' %s", name, reason);
             return NULL;
         }
-        if (!local && nbdkit_is_tls() != 1) {
-            nbdkit_error("refused: export 'target' needs TLS on all but UNIX sockets");
-            return NULL;
-        }
-        return (void *)(uintptr_t)&sides[i]; /* nbdkit only hands it back */
+        return (void *)(uintptr_t) export; /* nbdkit only hands it back */
     }
-    nbdkit_error("refused: no export '%s'; there are 'target' and 'active'", name ? name : "");
+    nbdkit_error("refused: no export '%s'; there are 'target', 'active', 'changed' and 'digest'",
+                 name ? name : "");
     return NULL;
 }
 
@@ -209,25 +256,47 @@ static int
 target_list_exports(G_GNUC_UNUSED int readonly, G_GNUC_UNUSED int default_only,
                     struct nbdkit_exports *exports)
 {
-    if (nbdkit_add_export(exports, "target", "the primary's writes") < 0)
-        return -1;
-    return nbdkit_add_export(exports, "active", "the secondary guest's disk");
+    for (size_t i = 0; i < G_N_ELEMENTS(exports_there_are); i++) {
+        const Export *export = &exports_there_are[i];
+
+        if (is_there(export) && nbdkit_add_export(exports, export->name, export->description) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 static int64_t
-target_get_size(G_GNUC_UNUSED void *handle)
+target_get_size(void *handle)
 {
-    return (int64_t)layers_disk(target_layers(plugin.target))->size_bytes;
+    switch (export_of(handle)->kind) {
+    case EXPORT_DISK:
+        return (int64_t)layers_disk(target_layers(plugin.target))->size_bytes;
+    case EXPORT_CHANGED:
+        return (int64_t)export_changed_size(plugin.target);
+    case EXPORT_DIGEST:
+        return (int64_t)export_digest_size(plugin.target);
+    }
+    g_assert_not_reached();
 }
 
 static int
-target_block_size(G_GNUC_UNUSED void *handle, uint32_t *minimum, uint32_t *preferred,
-                  uint32_t *maximum)
+target_block_size(void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
 {
     *minimum = 1;
     *preferred = PREFERRED_BYTES;
     *maximum = MAX_REQUEST_BYTES;
+    if (export_of(handle)->kind == EXPORT_DIGEST) {
+        *minimum = CHUNK_DIGEST_BYTES;
+        *preferred = *maximum = DIGEST_MAX_CHUNKS * CHUNK_DIGEST_BYTES;
+    }
     return 0;
+}
+
+/* Of everything that changes a disk. */
+static int
+target_is_disk(void *handle)
+{
+    return export_of(handle)->kind == EXPORT_DISK;
 }
 
 static int
@@ -243,9 +312,9 @@ answer_no(G_GNUC_UNUSED void *handle)
 }
 
 static int
-target_can_fua(G_GNUC_UNUSED void *handle)
+target_can_fua(void *handle)
 {
-    return NBDKIT_FUA_NATIVE;
+    return target_is_disk(handle) ? NBDKIT_FUA_NATIVE : NBDKIT_FUA_NONE;
 }
 
 /* --- Requests --- */
@@ -258,9 +327,9 @@ report(const void *handle, int r, Fault fault)
     if (r == 0)
         return 0;
     if (fault == FAULT_STALE || fault == FAULT_REFUSED)
-        nbdkit_debug("%s: %s: %s", side_names[side_of(handle)], fault_name(fault), g_strerror(-r));
+        nbdkit_debug("%s: %s: %s", export_of(handle)->name, fault_name(fault), g_strerror(-r));
     else
-        nbdkit_error("%s: %s: %s", side_names[side_of(handle)], fault_name(fault), g_strerror(-r));
+        nbdkit_error("%s: %s: %s", export_of(handle)->name, fault_name(fault), g_strerror(-r));
     switch (-r) {
     case ENOSPC:
     case EDQUOT:
@@ -279,8 +348,19 @@ static int
 target_pread(void *handle, void *buf, uint32_t count, uint64_t offset, G_GNUC_UNUSED uint32_t flags)
 {
     Fault fault = FAULT_NONE;
-    int r = layers_read(target_layers(plugin.target), side_of(handle), buf, count, offset, &fault);
+    int r = -EINVAL;
 
+    switch (export_of(handle)->kind) {
+    case EXPORT_DISK:
+        r = layers_read(target_layers(plugin.target), side_of(handle), buf, count, offset, &fault);
+        break;
+    case EXPORT_CHANGED:
+        r = export_changed_read(plugin.target, buf, count, offset, &fault);
+        break;
+    case EXPORT_DIGEST:
+        r = export_digest_read(plugin.target, buf, count, offset, &fault);
+        break;
+    }
     return report(handle, r, fault);
 }
 
@@ -373,14 +453,14 @@ static struct nbdkit_plugin nbdkit_description = {
     .open = target_open_handle,
     .get_size = target_get_size,
     .block_size = target_block_size,
-    .can_write = answer_yes,
-    .can_flush = answer_yes,
-    .can_trim = answer_yes,
-    .can_zero = answer_yes,
+    .can_write = target_is_disk,
+    .can_flush = target_is_disk,
+    .can_trim = target_is_disk,
+    .can_zero = target_is_disk,
     .can_fast_zero = answer_no, /* the old blocks are saved first */
     .can_fua = target_can_fua,
     .can_multi_conn = answer_yes, /* all connections share one target */
-    .can_extents = answer_yes,
+    .can_extents = target_is_disk,
     .is_rotational = answer_no,
     .pread = target_pread,
     .pwrite = target_pwrite,

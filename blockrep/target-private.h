@@ -9,6 +9,7 @@
 struct Target {
     Layers *layers;
     Journal *journal;
+    DirtyMap *map; /* or NULL */
 
     pthread_mutex_t mutex;  /* all below; never held over I/O or a wait for a range */
     pthread_cond_t changed; /* anything below */

@@ -62,11 +62,36 @@ target_new(Layers *layers, Journal *journal, const DiskMeta *meta)
 }
 
 void
+target_take_map(Target *target, DirtyMap *map)
+{
+    g_assert(!target->map && !target->has_thread);
+    target->map = map;
+    layers_set_map(target->layers, map);
+}
+
+DirtyMap *
+target_map(Target *target)
+{
+    return target->map;
+}
+
+/* What the map says clean is clean on the medium. */
+static void
+close_map(Target *target)
+{
+    if (target->map && dirty_map_is_armed(target->map) &&
+        store_flush(layers_disk(target->layers)) < 0)
+        dirty_map_distrust(target->map);
+    dirty_map_free(target->map);
+}
+
+void
 target_free(Target *target)
 {
     if (!target)
         return;
     g_assert(!target->has_thread);
+    close_map(target);
     (void)pthread_cond_destroy(&target->changed);
     (void)pthread_mutex_destroy(&target->mutex);
     layers_free(target->layers);
@@ -250,6 +275,18 @@ target_sync(Target *target, uint64_t generation, int64_t deadline_ns, GError **e
     return ok;
 }
 
+/* The primary has copied all that either host's map had. What cannot be made stable here is copied
+ * once more after a crash. */
+static void
+clear_map(Target *target)
+{
+    if (!target->map)
+        return;
+    dirty_map_clear(target->map, 0, dirty_map_size_bytes(target->map));
+    if (dirty_map_flush(target->map) == 0)
+        (void)dirty_map_trust(target->map);
+}
+
 static gboolean
 do_mirror(Target *target, uint64_t generation, uint64_t epoch, int64_t deadline_ns, GError **error)
 {
@@ -264,6 +301,7 @@ do_mirror(Target *target, uint64_t generation, uint64_t epoch, int64_t deadline_
         return FALSE;
     if (layers_switch(target->layers, mode, true, deadline_ns) < 0)
         return fail_timeout(target, "requests under way did not end", error);
+    clear_map(target);
     return TRUE;
 }
 

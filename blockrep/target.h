@@ -28,6 +28,13 @@ Target *target_new(Layers *layers, Journal *journal, const DiskMeta *meta);
 void target_free(Target *target);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Target, target_free)
 
+/**
+ * Takes @map, before target_start(): blocks that a failover or the survivor's guest changes are
+ * marked there, and `mirror` clears it. Without one, nothing is.
+ */
+void target_take_map(Target *target, DirtyMap *map);
+DirtyMap *target_map(Target *target);
+
 /** Starts the thread that commits; a commit that was begun in an earlier life goes on. */
 void target_start(Target *target);
 /** Ends it, between two pieces, and every waiting call. No requests may follow. */

@@ -73,7 +73,7 @@ const ConfigKey config_keys[] = {
      .standard = "1024", .min = 1, .max = 64 * 1024,
      .doc = "the bound of what one epoch may write to the disk in MiB"},
     {CONFIG_GROUP_DISK, "window-mib", CONFIG_TYPE_UINT, DISK_MEMBER(window_mib),
-     .standard = "64", .min = 1, .max = 4096,
+     .standard = "64", .min = 4, .max = 4096,
      .doc = "the bound of writes on their way to the peer in MiB"},
     {CONFIG_GROUP_DISK, "sync-rate-mib", CONFIG_TYPE_UINT, DISK_MEMBER(sync_rate_mib),
      .standard = "0", .min = 0, .max = 1024 * 1024,

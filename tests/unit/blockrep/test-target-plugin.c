@@ -3,6 +3,7 @@
 #include "fake-nbdkit.h"
 
 #include "check-main.h"
+#include "chunk-digest.h"
 #include "fd.h"
 
 #include <errno.h>
@@ -56,6 +57,7 @@ load(void)
     ck_assert_int_eq(configure("metadata", "meta"), 0);
     ck_assert_int_eq(configure("overlay-dir", "overlays"), 0);
     ck_assert_int_eq(configure("control", "control"), 0);
+    ck_assert_int_eq(configure("map", "map"), 0);
     ck_assert_int_eq(plugin->config("overlay-limit", "400000"), 0);
     ck_assert_int_eq(plugin->config_complete(), 0);
     ck_assert_int_eq(plugin->get_ready(), 0);
@@ -65,8 +67,8 @@ load(void)
 static void
 unload(void)
 {
-    static const char *const names[] = {"disk",     "meta",   "overlays/hidden", "overlays/active",
-                                        "overlays", "control"};
+    static const char *const names[] = {
+        "disk", "meta", "overlays/hidden", "overlays/active", "overlays", "control", "map"};
 
     plugin->cleanup();
     plugin->unload();
@@ -179,7 +181,10 @@ START_TEST(sec_who_may_open_what)
         {{"target", false, 1}, true},   {{"target", false, 0}, false},
         {{"target", false, -1}, false}, {{"active", false, 1}, false},
         {{"", true, 0}, false},         {{"target ", true, 0}, false},
-        {{NULL, true, 0}, false},
+        {{NULL, true, 0}, false},       {{"changed", true, 0}, true},
+        {{"changed", false, 1}, true},  {{"changed", false, 0}, false},
+        {{"digest", true, 0}, true},    {{"digest", false, 1}, true},
+        {{"digest", false, 0}, false},  {{"digest", false, -1}, false},
     };
     struct nbdkit_exports exports = {.n = 0};
 
@@ -189,7 +194,85 @@ START_TEST(sec_who_may_open_what)
         ck_assert_int_eq(plugin->open(0) != NULL, cases[i].allowed);
     }
     ck_assert_int_eq(plugin->list_exports(0, 0, &exports), 0);
-    ck_assert(exports.n == 2 && g_str_equal(exports.names[0], "target"));
+    ck_assert(exports.n == 4 && g_str_equal(exports.names[0], "target"));
+    unload();
+}
+END_TEST
+
+START_TEST(unit_changed_and_digest)
+{
+    enum { CHUNK = 65536, CHUNKS = SIZE / CHUNK + 1 };
+    uint8_t digests[16 * CHUNKS], zeros[CHUNK] = {0}, want[16], bits[(CHUNKS + 7) / 8];
+    uint32_t minimum, preferred, maximum;
+
+    load();
+
+    void *changed = open_export("changed"), *digest = open_export("digest");
+
+    ck_assert_int_eq(plugin->get_size(changed), sizeof(bits));
+    ck_assert_int_eq(plugin->get_size(digest), sizeof(digests));
+    ck_assert(!plugin->can_write(changed) && !plugin->can_trim(digest) &&
+              !plugin->can_zero(digest) && !plugin->can_flush(digest));
+    ck_assert_int_eq(plugin->can_fua(digest), NBDKIT_FUA_NONE);
+    ck_assert_int_eq(plugin->block_size(digest, &minimum, &preferred, &maximum), 0);
+    ck_assert(minimum == 16 && preferred == 1024 && maximum == 1024);
+    ck_assert_int_eq(plugin->pread(changed, bits, sizeof(bits), 0, 0), 0);
+    ck_assert_uint_eq(bits[0], 0xff); /* a new map: nothing is known */
+    ck_assert_int_eq(plugin->pread(digest, digests, sizeof(digests), 0, 0), 0);
+    chunk_digest(zeros, CHUNK, want);
+    ck_assert_int_eq(memcmp(digests, want, sizeof(want)), 0);
+    chunk_digest(zeros, SIZE % CHUNK, want);
+    ck_assert_int_eq(memcmp(digests + sizeof(digests) - 16, want, sizeof(want)), 0);
+    start_mirror();
+    ck_assert_int_eq(plugin->pread(changed, bits, sizeof(bits), 0, 0), 0);
+    ck_assert_uint_eq(bits[0], 0);
+    ck_assert_int_eq(plugin->pread(digest, digests, 1, sizeof(digests), 0), -1);
+    ck_assert_int_eq(fake_nbdkit_errno(), EINVAL);
+    unload();
+}
+END_TEST
+
+/* Without a map there is nothing to read: said, and not listed. */
+START_TEST(err_no_map)
+{
+    struct nbdkit_exports exports = {.n = 0};
+
+    load();
+    plugin->cleanup();
+    plugin->unload();
+    plugin = plugin_init();
+    ck_assert_int_eq(configure("disk", "disk"), 0);
+    ck_assert_int_eq(configure("metadata", "meta"), 0);
+    ck_assert_int_eq(configure("overlay-dir", "overlays"), 0);
+    ck_assert_int_eq(configure("control", "control"), 0);
+    ck_assert_int_eq(plugin->get_ready(), 0);
+    ck_assert_ptr_null(open_export("changed"));
+    ck_assert_str_eq(fake_nbdkit_error(), "refused: export 'changed' needs a map (map=PATH)");
+    ck_assert_ptr_nonnull(open_export("digest"));
+    ck_assert_int_eq(plugin->list_exports(0, 0, &exports), 0);
+    ck_assert_uint_eq(exports.n, 3);
+    unload();
+}
+END_TEST
+
+/* A map that is of no use is found before nbdkit serves. */
+START_TEST(err_map_damaged)
+{
+    load();
+    plugin->cleanup();
+    plugin->unload();
+
+    g_autofree char *map = path_of("map");
+
+    ck_assert(g_file_set_contents(map, "nonsense", -1, NULL));
+    plugin = plugin_init();
+    ck_assert_int_eq(configure("disk", "disk"), 0);
+    ck_assert_int_eq(configure("metadata", "meta"), 0);
+    ck_assert_int_eq(configure("overlay-dir", "overlays"), 0);
+    ck_assert_int_eq(configure("control", "control"), 0);
+    ck_assert_int_eq(configure("map", "map"), 0);
+    ck_assert_int_eq(plugin->get_ready(), -1);
+    ck_assert_ptr_nonnull(strstr(fake_nbdkit_error(), "is no map of a disk; remove the file"));
     unload();
 }
 END_TEST
@@ -280,4 +363,5 @@ START_TEST(life_threads_over_a_failover)
 END_TEST
 
 CHECK_MAIN("target-plugin", life_requests, err_names_and_numbers, sec_who_may_open_what,
-           err_parameters, life_threads_over_a_failover)
+           unit_changed_and_digest, err_no_map, err_map_damaged, err_parameters,
+           life_threads_over_a_failover)

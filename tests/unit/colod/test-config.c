@@ -150,7 +150,7 @@ START_TEST(unit_disks)
     g_autoptr(Config) config =
         parse_more("[disk0]\nimage=/srv/a.raw\n"
                    "[disk1]\nimage=/dev/vg/b\ndevice=scsi-hd\ncache=writeback\nport=9000\n"
-                   "overlay-limit-mib=2\nwindow-mib=3\nsync-rate-mib=4\noverlay-dir=/srv/o\n");
+                   "overlay-limit-mib=2\nwindow-mib=5\nsync-rate-mib=4\noverlay-dir=/srv/o\n");
 
     ck_assert_uint_eq(config->n_disks, 2);
     ck_assert_str_eq(config->disks[0].name, "disk0");
@@ -167,7 +167,7 @@ START_TEST(unit_disks)
     ck_assert_str_eq(config->disks[1].cache, "writeback");
     ck_assert_uint_eq(config->disks[1].port, 9000);
     ck_assert_uint_eq(config->disks[1].overlay_limit_mib, 2);
-    ck_assert_uint_eq(config->disks[1].window_mib, 3);
+    ck_assert_uint_eq(config->disks[1].window_mib, 5);
     ck_assert_uint_eq(config->disks[1].sync_rate_mib, 4);
     ck_assert_str_eq(config->disks[1].overlay_dir, "/srv/o");
 
