@@ -284,13 +284,16 @@ on_begun(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
 }
 
 static void
-on_point(Gate *gate G_GNUC_UNUSED, GatePoint point, guint64 epoch, gpointer user_data)
+on_point(Gate *gate, GatePoint point, guint64 epoch, gpointer user_data)
 {
     Daemon *d = user_data;
 
     switch (point) {
     case GATE_POINT_READY:
         daemon_network_arm(d, on_output_held);
+        break;
+    case GATE_POINT_STATE:
+        gate_continue(gate, point);
         break;
     case GATE_POINT_REQUEST:
         at_request(d);
@@ -306,6 +309,8 @@ on_point(Gate *gate G_GNUC_UNUSED, GatePoint point, guint64 epoch, gpointer user
         break;
     case GATE_POINT_COMMIT:
         daemon_network_commit(d, epoch, on_begun);
+        break;
+    case GATE_N_POINTS:
         break;
     }
 }

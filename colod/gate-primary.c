@@ -4,9 +4,11 @@
  * Theory of operation
  *
  * Forward (PVM's QEMU to the peer): the initial migration and, in a checkpoint, everything behind
- * VMSTATE_SEND goes on as it is read. REQUEST and SEND are messages of their own: REQUEST waits for
- * GATE_POINT_REQUEST, SEND goes on at once while the owner works at GATE_POINT_MARK. What follows
- * SEND is hashed on its way; END is sent when the tail is out and MARK has been passed.
+ * VMSTATE_SEND goes on as it is read. At the end of the migration's RAM PVM stands; QEMU is not
+ * read, and what was read behind it waits, until GATE_POINT_STATE is passed. REQUEST and SEND are
+ * messages of their own: REQUEST waits for GATE_POINT_REQUEST, SEND goes on at once while the owner
+ * works at GATE_POINT_MARK. What follows SEND is hashed on its way; END is sent when the tail is
+ * out and MARK has been passed.
  *
  * Return (the peer to PVM's QEMU): one item at a time. READY waits for GATE_POINT_READY, then ARM
  * is sent before READY is passed on, so that PVM never runs under the new rule unless ARM is on its
@@ -128,9 +130,6 @@ static void
 on_forward_event(Gate *gate, ColoForwardEvent event)
 {
     switch (event) {
-    case COLO_FORWARD_DEVICE_STATE:
-        gate_notify(gate, GATE_NOTICE_RAM_DONE, 0);
-        break;
     case COLO_FORWARD_REQUEST:
         on_request(gate);
         break;
@@ -141,10 +140,22 @@ on_forward_event(Gate *gate, ColoForwardEvent event)
         on_tail_end(gate);
         break;
     case COLO_FORWARD_NONE:
+    case COLO_FORWARD_DEVICE_STATE:
     case COLO_FORWARD_RAM_END:
     case COLO_FORWARD_SIZE:
         break;
     }
+}
+
+static void
+stand_before_state(Gate *gate, View rest)
+{
+    gate_notify(gate, GATE_NOTICE_RAM_DONE, 0);
+    if (!gate_is_live(gate))
+        return;
+    gate->vm_held = true;
+    gate_vm_set_reading(gate, false);
+    gate_stop_at_state(gate, rest);
 }
 
 static void
@@ -176,8 +187,12 @@ primary_vm_bytes(Gate *gate, uint8_t *bytes, size_t len)
             run.len += part.len;
         else
             gate_item_add(&gate->forward_item, part);
-        if (event == COLO_FORWARD_TAIL_END || !direct)
+        if (event == COLO_FORWARD_TAIL_END || event == COLO_FORWARD_DEVICE_STATE || !direct)
             pass_forward(gate, &run, in.data);
+        if (event == COLO_FORWARD_DEVICE_STATE) {
+            stand_before_state(gate, in);
+            return;
+        }
         on_forward_event(gate, event);
     }
     if (gate_is_live(gate) && !gate->stalled)
@@ -306,6 +321,18 @@ primary_peer_message(Gate *gate, PeerMessageType type, View payload)
 /* --- Points ---------------------------------------------------------------------------------- */
 
 static void
+pass_state(Gate *gate)
+{
+    g_autoptr(GByteArray) rest = gate_take_unparsed(gate);
+
+    gate->vm_held = false;
+    gate_vm_set_reading(gate, true);
+    gate_initial_progress(gate);
+    if (rest->len > 0)
+        primary_vm_bytes(gate, rest->data, rest->len);
+}
+
+static void
 pass_ready(Gate *gate)
 {
     uint8_t generation[PEER_EPOCH_BYTES], ready[4];
@@ -324,6 +351,9 @@ static void
 primary_pass_point(Gate *gate, GatePoint point)
 {
     switch (point) {
+    case GATE_POINT_STATE:
+        pass_state(gate);
+        break;
     case GATE_POINT_READY:
         pass_ready(gate);
         break;
@@ -340,6 +370,7 @@ primary_pass_point(Gate *gate, GatePoint point)
     case GATE_POINT_QUIESCE:
     case GATE_POINT_REPLY:
     case GATE_POINT_COMMIT:
+    case GATE_N_POINTS:
         g_assert_not_reached();
     }
 }

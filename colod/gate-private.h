@@ -86,10 +86,15 @@ struct Gate {
     bool corrupt_next;
     bool vm_answered; /* early resume: PVM runs, the peer's LOADED has not come */
 
+    /* Both, while they stand at GATE_POINT_STATE: read and not yet looked at. */
+    GByteArray *unparsed;
+    bool vm_held; /* primary: and QEMU is not read */
+
     /* Secondary. */
     GateLoad load;
     GByteArray *tail; /* VMSTATE_SIZE, its length, device state */
     bool holding;     /* what comes belongs to the tail */
+    bool state_due;   /* initial migration: the next byte is device state */
     GError *peer_lost;
 };
 
@@ -118,6 +123,12 @@ void gate_notify(Gate *gate, GateNotice notice, guint64 epoch);
 
 /** Stops at @point and asks; the message deadline runs. */
 void gate_stop_at(Gate *gate, GatePoint point, guint64 epoch, const char *awaited);
+
+/** The same at GATE_POINT_STATE, which takes as long as disks do; @rest of what was read waits. */
+void gate_stop_at_state(Gate *gate, View rest);
+
+/** What waited there. */
+GByteArray *gate_take_unparsed(Gate *gate);
 
 /** The message of @step is here. True: the stall hook stops the gate, nothing is to be passed on.
  */

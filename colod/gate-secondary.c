@@ -12,6 +12,9 @@
  * nothing of checkpoint n has touched SVM, after it the load is finished whatever becomes of the
  * peer.
  *
+ * In the initial migration nothing from the first byte of device state on goes to SVM's QEMU before
+ * GATE_POINT_STATE is passed: with it SVM can run.
+ *
  * Return (SVM's QEMU to the peer): one item at a time; REPLY waits for GATE_POINT_REPLY.
  *
  * gate_load(): NEVER until ARM; CLEAN; LOADING from the moment the tail is let through until SVM
@@ -100,6 +103,8 @@ on_forward_event(Gate *gate, ColoForwardEvent event)
     case COLO_FORWARD_NONE:
         break;
     case COLO_FORWARD_DEVICE_STATE:
+        gate->state_due = true;
+        gate_initial_progress(gate);
         gate_notify(gate, GATE_NOTICE_RAM_DONE, 0);
         break;
     case COLO_FORWARD_REQUEST:
@@ -121,6 +126,19 @@ on_forward_event(Gate *gate, ColoForwardEvent event)
     }
 }
 
+/* What comes while the owner works at GATE_POINT_STATE. */
+static void
+keep_unparsed(Gate *gate, View in)
+{
+    if (in.len > gate->config.tail_max_bytes ||
+        gate->unparsed->len > gate->config.tail_max_bytes - in.len)
+        gate_fail(gate, GATE_ERROR_STREAM,
+                  "initial device state of more than %" G_GUINT64_FORMAT " bytes",
+                  gate->config.tail_max_bytes);
+    else
+        g_byte_array_append(gate->unparsed, in.data, (guint)in.len);
+}
+
 static void
 on_data_forward(Gate *gate, View in)
 {
@@ -134,6 +152,13 @@ on_data_forward(Gate *gate, View in)
         ColoForwardEvent event;
         View part;
 
+        if (gate->state_due) {
+            gate->state_due = false;
+            gate_vm_write(gate, run);
+            if (gate_is_live(gate))
+                gate_stop_at_state(gate, in);
+            return;
+        }
         if (!forward_is_due(gate)) {
             gate_fail_peer(gate, GATE_ERROR_PROTOCOL,
                            "the peer sent %zu bytes of the stream out of turn", in.len);
@@ -236,7 +261,9 @@ on_arm(Gate *gate)
 static void
 secondary_peer_message(Gate *gate, PeerMessageType type, View payload)
 {
-    if (type == PEER_MESSAGE_DATA_FORWARD)
+    if (type == PEER_MESSAGE_DATA_FORWARD && gate->standing && gate->point == GATE_POINT_STATE)
+        keep_unparsed(gate, payload);
+    else if (type == PEER_MESSAGE_DATA_FORWARD)
         on_data_forward(gate, payload);
     else if (type == PEER_MESSAGE_END)
         on_end(gate, payload);
@@ -363,11 +390,23 @@ pass_request(Gate *gate)
 }
 
 static void
+pass_state(Gate *gate)
+{
+    g_autoptr(GByteArray) state = gate_take_unparsed(gate);
+
+    gate_initial_progress(gate);
+    on_data_forward(gate, view_of(state->data, state->len));
+}
+
+static void
 secondary_pass_point(Gate *gate, GatePoint point)
 {
     switch (point) {
     case GATE_POINT_QUIESCE:
         pass_request(gate);
+        break;
+    case GATE_POINT_STATE:
+        pass_state(gate);
         break;
     case GATE_POINT_REPLY:
         gate->step = GATE_STEP_SEND;
@@ -380,6 +419,7 @@ secondary_pass_point(Gate *gate, GatePoint point)
     case GATE_POINT_READY:
     case GATE_POINT_REQUEST:
     case GATE_POINT_MARK:
+    case GATE_N_POINTS:
         g_assert_not_reached();
     }
 }

@@ -95,6 +95,7 @@ shut(Gate *gate)
     g_byte_array_set_size(gate->vm_queue, 0);
     gate->vm_queue_at = 0;
     g_byte_array_set_size(gate->tail, 0);
+    g_byte_array_set_size(gate->unparsed, 0);
     gate->holding = false;
 }
 
@@ -107,6 +108,7 @@ gate_clear(gpointer data)
     colo_return_free(gate->back);
     g_byte_array_unref(gate->vm_queue);
     g_byte_array_unref(gate->tail);
+    g_byte_array_unref(gate->unparsed);
     g_free(gate->vm_buffer);
     (void)XXH3_freeState(gate->hash);
     g_clear_error(&gate->peer_lost);
@@ -235,6 +237,27 @@ gate_stop_at(Gate *gate, GatePoint point, guint64 epoch, const char *awaited)
 }
 
 void
+gate_stop_at_state(Gate *gate, View rest)
+{
+    g_assert(!gate->standing);
+    gate->standing = true;
+    gate->point = GATE_POINT_STATE;
+    g_byte_array_append(gate->unparsed, rest.data, (guint)rest.len);
+    gate_await(gate, GATE_TIMER_MESSAGE, gate->config.transfer_timeout_ms,
+               "go-ahead for the device state (disks made equal)");
+    gate->handlers.point(gate, GATE_POINT_STATE, 0, gate->user_data);
+}
+
+GByteArray *
+gate_take_unparsed(Gate *gate)
+{
+    GByteArray *unparsed = gate->unparsed;
+
+    gate->unparsed = g_byte_array_new();
+    return unparsed;
+}
+
+void
 gate_continue(Gate *gate, GatePoint point)
 {
     g_assert(gate->standing && gate->point == point);
@@ -339,9 +362,15 @@ gate_await_nothing(Gate *gate, GateTimer timer)
 void
 gate_initial_progress(Gate *gate)
 {
-    if (!gate->ready_seen)
-        gate_await(gate, GATE_TIMER_MESSAGE, gate->config.migration_timeout_ms,
-                   "byte of the initial migration");
+    const GateConfig *c = &gate->config;
+
+    if (gate->ready_seen || gate->standing)
+        return;
+    /* The primary stands at GATE_POINT_STATE meanwhile. */
+    gate_await(gate, GATE_TIMER_MESSAGE,
+               gate->state_due ? c->transfer_timeout_ms + c->peer_margin_ms
+                               : c->migration_timeout_ms,
+               "byte of the initial migration");
 }
 
 /* --- QEMU's socket --------------------------------------------------------------------------- */
@@ -360,7 +389,7 @@ update_vm_events(Gate *gate)
 void
 gate_vm_set_reading(Gate *gate, bool reading)
 {
-    gate->vm_reading = reading;
+    gate->vm_reading = reading && !gate->vm_held;
     update_vm_events(gate);
 }
 
@@ -629,6 +658,7 @@ gate_new(const GateSide *side, int vm_fd, GIOStream *channel_stream, const GateC
     gate->vm_buffer = g_malloc(PEER_DATA_MAX_BYTES);
     gate->vm_queue = g_byte_array_new();
     gate->tail = g_byte_array_new();
+    gate->unparsed = g_byte_array_new();
     gate->forward = colo_forward_new(MIN(config->tail_max_bytes, TAIL_LIMIT_BYTES));
     gate->back = colo_return_new();
     gate->hash = XXH3_createState();
@@ -638,7 +668,8 @@ gate_new(const GateSide *side, int vm_fd, GIOStream *channel_stream, const GateC
     add_vm_source(gate);
     gate->channel =
         peer_channel_new(channel_stream, PEER_CHANNEL_CHECKPOINT, &channel_handlers, gate);
-    gate_initial_progress(gate);
+    if (!config->late_start)
+        gate_initial_progress(gate);
     return gate;
 }
 

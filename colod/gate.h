@@ -49,12 +49,17 @@ typedef enum GatePoint {
     GATE_POINT_REQUEST, /* REQUEST is here: ingress must be stopped before it is passed on */
     GATE_POINT_MARK,    /* VMSTATE_SEND is here: drain PVM's port, mark the queue, disk barrier. The
                          * stream    flows on meanwhile; END waits */
+    /* both, once, in the initial migration; PVM stands and has drained its disks */
+    GATE_POINT_STATE, /* primary: RAM is over: make the disks equal, then the device state goes out;
+                       * secondary: its first byte is here: divide the disks, then SVM gets it, and
+                       * may run */
     /* secondary */
     GATE_POINT_QUIESCE, /* REQUEST is here: SVM must have taken what it was given before it stands
                          */
     GATE_POINT_REPLY,   /* REPLY is here: drain SVM's port */
     GATE_POINT_COMMIT, /* END verified: empty overlays, start the rewriter's epoch; then the tail is
                         * let through and COMMITTED sent */
+    GATE_N_POINTS,
 } GatePoint;
 
 /* Things that happened; the gate does not wait. */
@@ -88,6 +93,8 @@ typedef struct GateConfig {
     unsigned transfer_timeout_ms;  /* RAM delta and tail of one checkpoint, in all */
     unsigned migration_timeout_ms; /* silence within the initial migration */
     guint64 tail_max_bytes;        /* device state held in memory */
+    /* Secondary: the stream begins when the disks are copied, which has no limit here. */
+    bool late_start;
     /* Primary: PVM runs on as soon as its state is out, while the peer still commits and loads it.
      * Only where all that PVM says and writes from then on waits for the next checkpoint. */
     bool early_resume;

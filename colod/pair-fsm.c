@@ -14,6 +14,8 @@
  * the arbiter, by an operator, or by the peer giving its VM up for good (VM_DEAD, saved before it
  * is sent).
  *   3. A host that hears of a newer generation stops its VM.
+ *   4. A VM is started only from disks that are UpToDate, and of two such hosts that see each other
+ *      from the newer ones: disks outlive what hosts remember of their claims.
  *
  * The table is searched from the top; the first rule whose state, event and guard fit is the step.
  * Rules of several states stand first: fencing must win over everything else.
@@ -43,8 +45,8 @@ static_assert(PAIR_N_STATES < 64, "states are kept as bits");
 #define GUARD(name) guard_##name, #name
 
 #define PRIMARY_STATES                                                                             \
-    (IN(ALONE) | IN(PREPARING) | IN(MIGRATING) | IN(PROTECTED) | IN(JUDGING) | IN(CLAIM_PRIMARY) | \
-     IN(RESUMING) | IN(STARTING) | IN(ADOPTING) | IN(ADOPT_CLAIM))
+    (IN(ALONE) | IN(PREPARING) | IN(SYNCING) | IN(MIGRATING) | IN(PROTECTED) | IN(JUDGING) |       \
+     IN(CLAIM_PRIMARY) | IN(RESUMING) | IN(STARTING) | IN(ADOPTING) | IN(ADOPT_CLAIM))
 #define SECONDARY_STATES (IN(INCOMING_START) | IN(INCOMING) | IN(STANDBY) | IN(CLAIM_SECONDARY))
 #define ARMED_STATES                                                                               \
     (IN(PROTECTED) | IN(JUDGING) | IN(CLAIM_PRIMARY) | IN(ADOPT_CLAIM) | IN(STANDBY) |             \
@@ -115,14 +117,18 @@ guard_keeps_no_right(const PairFacts *f)
     return !keeps_right(f);
 }
 
-/* Two hosts without a VM that see each other agree who starts it: the newer generation, then the
- * one that was primary in it, then the configured one, then the first name. Both come to the same
- * result. */
+/* Two hosts without a VM that see each other agree who starts it: the one with disks that may be
+ * started from, the newer disks, the newer generation, then the one that was primary in it, then
+ * the configured one, then the first name. Both come to the same result. */
 static gboolean
 guard_elected(const PairFacts *f)
 {
-    if (!f->peer_up || f->peer_state != PAIR_IDLE || f->stale)
+    if (!f->peer_up || f->peer_state != PAIR_IDLE || f->stale || f->disks_unfit)
         return FALSE;
+    if (f->peer_disks_unfit)
+        return TRUE;
+    if (f->disk_generation != f->peer_disk_generation)
+        return f->disk_generation > f->peer_disk_generation;
     if (f->generation != f->peer_generation)
         return f->generation > f->peer_generation && f->role_primary;
     if (f->role_primary != f->peer_role_primary)
@@ -135,19 +141,26 @@ guard_elected(const PairFacts *f)
 static gboolean
 guard_lonely_starter(const PairFacts *f)
 {
-    return !f->peer_up && (keeps_right(f) || (f->fresh && f->initial_primary));
+    return !f->peer_up && !f->disks_unfit && (keeps_right(f) || (f->fresh && f->initial_primary));
 }
 
 static gboolean
 guard_peer_without_vm(const PairFacts *f)
 {
-    return !peer_has_vm(f);
+    return !peer_has_vm(f) && !f->disks_unfit &&
+           (f->peer_disks_unfit || f->disk_generation >= f->peer_disk_generation);
 }
 
 static gboolean
 guard_peer_unseen(const PairFacts *f)
 {
-    return !f->peer_up;
+    return !f->peer_up && !f->disks_unfit;
+}
+
+static gboolean
+guard_has_disks(const PairFacts *f)
+{
+    return f->has_disks;
 }
 
 static gboolean
@@ -238,10 +251,11 @@ static const Rule rules[] = {
     {PRIMARY_STATES | IN(STANDBY) | IN(CLAIM_SECONDARY) | IN(TAKING_OVER), ON(PEER_STATE),
      GUARD(peer_newer), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
      "the peer has a newer generation"},
-    {IN(ALONE) | IN(PREPARING), ON(PEER_UP), GUARD(split_brain_loser), PAIR_STOPPING,
+    {IN(ALONE) | IN(PREPARING) | IN(SYNCING), ON(PEER_UP), GUARD(split_brain_loser), PAIR_STOPPING,
      DO(A(DROP_OUTPUT), A(KILL_VM)), "both hosts were made to run the VM; the other one keeps it"},
-    {IN(ALONE) | IN(PREPARING), ON(PEER_STATE), GUARD(split_brain_loser), PAIR_STOPPING,
-     DO(A(DROP_OUTPUT), A(KILL_VM)), "both hosts were made to run the VM; the other one keeps it"},
+    {IN(ALONE) | IN(PREPARING) | IN(SYNCING), ON(PEER_STATE), GUARD(split_brain_loser),
+     PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
+     "both hosts were made to run the VM; the other one keeps it"},
 
     /* Start of colod. */
     {IN(BOOT), ON(BOOT), GUARD(adoptable_alone), PAIR_ADOPTING, DO(A(ADOPT_VM)),
@@ -329,6 +343,8 @@ static const Rule rules[] = {
     {IN(ALONE), ON(OP_PROTECT), GUARD(can_protect), PAIR_PREPARING, DO(A(SEND_PREPARE)),
      "operator's order"},
 
+    {IN(PREPARING), ON(PEER_PREPARED), GUARD(has_disks), PAIR_SYNCING, DO(A(CONNECT_DISKS)),
+     "the peer's disks and VM wait"},
     {IN(PREPARING), ON(PEER_PREPARED), GUARD(always), PAIR_MIGRATING, DO(A(START_MIGRATION)),
      "the peer's VM waits for the stream"},
     {IN(PREPARING), ON(PEER_PREPARE_FAILED), GUARD(always), PAIR_ALONE, DO(A(RETRY_LATER)),
@@ -340,6 +356,18 @@ static const Rule rules[] = {
     {IN(PREPARING), ON(OP_UNPROTECT), GUARD(always), PAIR_ALONE, DO(A(SEND_DISCARD)),
      "operator's order"},
 
+    {IN(SYNCING), ON(DISKS_SYNCED), GUARD(always), PAIR_MIGRATING, DO(A(START_MIGRATION)),
+     "the disks are all but equal"},
+    {IN(SYNCING), ON(DISK_FAULT), GUARD(always), PAIR_ALONE, DO(A(SEND_DISCARD), A(RETRY_LATER)),
+     "a disk could not be copied"},
+    {IN(SYNCING), ON(PEER_DOWN), GUARD(always), PAIR_ALONE, DO(A(RETRY_LATER)), "link lost"},
+    {IN(SYNCING), ON(PEER_VM_DEAD), GUARD(always), PAIR_ALONE, DO(A(RETRY_LATER)),
+     "the secondary ended while the disks were copied"},
+    {IN(SYNCING), ON(OP_UNPROTECT), GUARD(always), PAIR_ALONE, DO(A(SEND_DISCARD)),
+     "operator's order"},
+
+    {IN(MIGRATING), ON(DISK_FAULT), GUARD(always), PAIR_RESUMING,
+     DO(A(LEAVE_COLO), A(SEND_DISCARD), A(RETRY_LATER)), "a disk is not replicated any more"},
     {IN(MIGRATING), ON(ARMING), GUARD(always), PAIR_PROTECTED, DO(A(NONE)), "both VMs are equal"},
     {IN(MIGRATING), ON(GATE_PEER), GUARD(always), PAIR_RESUMING,
      DO(A(LEAVE_COLO), A(SEND_DISCARD), A(RETRY_LATER)), "initial migration failed"},
@@ -358,6 +386,8 @@ static const Rule rules[] = {
     {IN(PROTECTED), ON(PEER_DOWN), GUARD(always), PAIR_CLAIM_PRIMARY, DO(A(CLAIM)), "link lost"},
     {IN(PROTECTED), ON(GATE_PEER), GUARD(always), PAIR_CLAIM_PRIMARY, DO(A(CLAIM), A(SEND_DISCARD)),
      "checkpointing failed"},
+    {IN(PROTECTED), ON(DISK_FAULT), GUARD(always), PAIR_CLAIM_PRIMARY,
+     DO(A(CLAIM), A(SEND_DISCARD)), "a disk is not replicated any more"},
     {IN(PROTECTED), ON(PEER_VM_DEAD), GUARD(always), PAIR_CLAIM_PRIMARY, DO(A(CLAIM)),
      "the secondary's VM ended"},
     {IN(PROTECTED), ON(GATE_VM), GUARD(always), PAIR_JUDGING, DO(A(PROBE_VM)),
@@ -417,6 +447,10 @@ static const Rule rules[] = {
      "initial migration failed"},
     {IN(INCOMING) | IN(STANDBY), ON(GATE_VM), GUARD(always), PAIR_STOPPING,
      DO(A(CLOSE_GATE), A(KILL_VM)), "QEMU failed"},
+    {IN(INCOMING) | IN(STANDBY) | IN(CLAIM_SECONDARY), ON(DISK_FAULT), GUARD(always), PAIR_STOPPING,
+     DO(A(CLOSE_GATE), A(KILL_VM)), "the VM here has lost its view of a disk"},
+    {IN(TAKING_OVER), ON(DISK_FAULT), GUARD(always), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
+     "the VM here has lost its view of a disk"},
     {IN(INCOMING_START) | IN(INCOMING), ON(PEER_DOWN), GUARD(always), PAIR_STOPPING,
      DO(A(CLOSE_GATE), A(KILL_VM)), "link lost before the VM was whole"},
     {IN(INCOMING_START) | IN(INCOMING) | IN(STANDBY), ON(PEER_VM_DEAD), GUARD(always), STAY,
@@ -439,13 +473,13 @@ static const Rule rules[] = {
      "taken over"},
 
     /* Ends of QEMU. */
-    {IN(PROTECTED) | IN(JUDGING) | IN(CLAIM_PRIMARY) | IN(ALONE) | IN(PREPARING) | IN(MIGRATING) |
-         IN(RESUMING) | IN(TAKING_OVER),
+    {IN(PROTECTED) | IN(JUDGING) | IN(CLAIM_PRIMARY) | IN(ALONE) | IN(PREPARING) | IN(SYNCING) |
+         IN(MIGRATING) | IN(RESUMING) | IN(TAKING_OVER),
      ON(VM_DEAD), GUARD(off_wanted), PAIR_OFF,
      DO(A(DROP_OUTPUT), A(CLOSE_GATE), A(SEND_DISCARD), A(GIVE_UP)), "the guest was shut down"},
     {IN(STOPPING), ON(VM_DEAD), GUARD(off_wanted), PAIR_OFF,
      DO(A(CLOSE_GATE), A(SEND_DISCARD), A(GIVE_UP)), "stopped"},
-    {IN(PREPARING) | IN(MIGRATING), ON(VM_DEAD), GUARD(always), PAIR_IDLE,
+    {IN(PREPARING) | IN(SYNCING) | IN(MIGRATING), ON(VM_DEAD), GUARD(always), PAIR_IDLE,
      DO(A(DROP_OUTPUT), A(CLOSE_GATE), A(SEND_DISCARD), A(RETRY_LATER)), "QEMU ended"},
     {IN(STARTING) | IN(ALONE) | IN(ADOPTING), ON(VM_DEAD), GUARD(always), PAIR_IDLE,
      DO(A(DROP_OUTPUT), A(RETRY_LATER)), "QEMU ended"},
@@ -467,6 +501,7 @@ static const char *const state_names[] = {
     [PAIR_ADOPT_CLAIM] = "adopt-claim",
     [PAIR_ALONE] = "alone",
     [PAIR_PREPARING] = "preparing",
+    [PAIR_SYNCING] = "syncing",
     [PAIR_MIGRATING] = "migrating",
     [PAIR_PROTECTED] = "protected",
     [PAIR_JUDGING] = "judging",
@@ -505,6 +540,8 @@ static const char *const event_names[] = {
     [PAIR_EVENT_VM_DEAD] = "vm-dead",
     [PAIR_EVENT_ARMING] = "arming",
     [PAIR_EVENT_ARMED] = "armed",
+    [PAIR_EVENT_DISKS_SYNCED] = "disks-synced",
+    [PAIR_EVENT_DISK_FAULT] = "disk-fault",
     [PAIR_EVENT_GATE_PEER] = "gate-peer",
     [PAIR_EVENT_GATE_VM] = "gate-vm",
     [PAIR_EVENT_OP_FAILOVER] = "op-failover",
@@ -534,6 +571,7 @@ static const char *const action_names[] = {
     [PAIR_ACTION_SEND_PREPARE] = "send-prepare",
     [PAIR_ACTION_SEND_PREPARED] = "send-prepared",
     [PAIR_ACTION_SEND_PREPARE_FAILED] = "send-prepare-failed",
+    [PAIR_ACTION_CONNECT_DISKS] = "connect-disks",
     [PAIR_ACTION_START_MIGRATION] = "start-migration",
     [PAIR_ACTION_SEND_DISCARD] = "send-discard",
     [PAIR_ACTION_SEND_HAND_OVER] = "send-hand-over",
@@ -639,6 +677,7 @@ pair_state_timeout_ms(PairState state)
     case PAIR_CLAIM_START:
     case PAIR_ADOPT_CLAIM:
     case PAIR_ALONE:
+    case PAIR_SYNCING: /* the disks watch for silence */
     case PAIR_PROTECTED:
     case PAIR_CLAIM_PRIMARY:
     case PAIR_STANDBY:

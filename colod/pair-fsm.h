@@ -15,6 +15,7 @@ typedef enum PairState {
     PAIR_ADOPT_CLAIM,     /* the same, but a secondary may have replaced it: claiming */
     PAIR_ALONE,           /* VM runs here, output open, no secondary */
     PAIR_PREPARING,       /* primary: the peer starts an incoming VM */
+    PAIR_SYNCING,         /* primary: the disks are copied to the peer */
     PAIR_MIGRATING,       /* primary: initial migration; the peer is not armed */
     PAIR_PROTECTED,       /* primary: armed; output leaves only when committed */
     PAIR_JUDGING,         /* primary: QEMU closed the stream: is it dead or did COLO fail? */
@@ -52,10 +53,13 @@ typedef enum PairEvent {
     PAIR_EVENT_VM_ALIVE,   /* it answered the probe of PAIR_JUDGING */
     PAIR_EVENT_VM_STUCK,   /* it missed a deadline */
     PAIR_EVENT_VM_DEAD,    /* the process is gone */
-    PAIR_EVENT_ARMING,    /* primary: both VMs are equal, output is held, ARM is about to be sent */
-    PAIR_EVENT_ARMED,     /* secondary: ARM came */
-    PAIR_EVENT_GATE_PEER, /* the gate failed and our VM is not to blame; any load has ended */
-    PAIR_EVENT_GATE_VM,   /* the gate failed on our VM's side */
+    PAIR_EVENT_ARMING, /* primary: both VMs are equal, output is held, ARM is about to be sent */
+    PAIR_EVENT_ARMED,  /* secondary: ARM came */
+    PAIR_EVENT_DISKS_SYNCED, /* what is left of the copy does not delay the initial migration */
+    PAIR_EVENT_DISK_FAULT,   /* primary: a disk is not replicated any more; secondary: the VM here
+                              * has lost its view of a disk */
+    PAIR_EVENT_GATE_PEER,    /* the gate failed and our VM is not to blame; any load has ended */
+    PAIR_EVENT_GATE_VM,      /* the gate failed on our VM's side */
     PAIR_EVENT_OP_FAILOVER,
     PAIR_EVENT_OP_PROTECT,
     PAIR_EVENT_OP_UNPROTECT,
@@ -86,6 +90,7 @@ typedef enum PairAction {
     PAIR_ACTION_SEND_PREPARE,
     PAIR_ACTION_SEND_PREPARED,
     PAIR_ACTION_SEND_PREPARE_FAILED,
+    PAIR_ACTION_CONNECT_DISKS,   /* DISKS_SYNCED follows */
     PAIR_ACTION_START_MIGRATION, /* first saves that a secondary may become armed */
     PAIR_ACTION_SEND_DISCARD,
     PAIR_ACTION_SEND_HAND_OVER,
@@ -119,6 +124,11 @@ typedef struct PairFacts {
     gboolean wants_protection;
     gboolean may_prepare; /* self-test passed and no retry timer is running */
     gboolean off_wanted;  /* guest shut down, or OP_STOP */
+    gboolean has_disks;
+    gboolean disks_unfit;      /* the VM must not be started from the disks here */
+    guint64 disk_generation;   /* of the disks here: the newer one has what clients know; 0: none */
+    gboolean peer_disks_unfit; /* valid if peer_up */
+    guint64 peer_disk_generation; /* valid if peer_up */
 } PairFacts;
 
 enum { PAIR_MAX_ACTIONS = 5 };

@@ -8,6 +8,7 @@
  *
  * - In each direction what comes out is a beginning of what went in: nothing is invented, changed
  *   or overtaken.
+ * - Of the initial device state not a byte passes either end before its point.
  * - Secondary: of a checkpoint's tail not a byte reaches QEMU before an END that fits it and the
  *   owner's leave; COMMITTED(n) leaves once, for each n in turn; what fits END is judged by a hash
  *   of the harness. A state is called clean only with every committed load ended, and no peer
@@ -89,6 +90,8 @@ on_point(Gate *gate G_GNUC_UNUSED, GatePoint point, guint64 epoch, gpointer user
         g_assert(h->primary && epoch == 0 && !h->arm_seen);
         h->books.broken |= !colo_forward_set_ready(h->books.parser, NULL);
         g_assert(!h->books.broken);
+    } else if (point == GATE_POINT_STATE) {
+        g_assert(epoch == 0 && h->passed[GATE_POINT_STATE] == 0 && h->books.state_at > 0);
     } else {
         g_assert(epoch == h->committed + 1);
         g_assert((point == GATE_POINT_REQUEST || point == GATE_POINT_MARK) == h->primary);
@@ -308,6 +311,8 @@ harness_check(Harness *h)
     if (!h->gate)
         return;
     count_return(h->return_out, counts);
+    if (h->books.state_at > 0 && h->passed[GATE_POINT_STATE] == 0)
+        g_assert(h->forward_out->len <= h->books.state_at);
     if (h->primary)
         check_primary(h, counts);
     else
@@ -339,6 +344,8 @@ book_forward(Harness *h, View in)
         ColoForwardEvent event;
 
         books->broken = !colo_forward_parse(books->parser, &in, &event, NULL);
+        if (!books->broken && event == COLO_FORWARD_DEVICE_STATE)
+            books->state_at = h->forward_in->len - in.len;
         if (books->broken || event == COLO_FORWARD_NONE || event == COLO_FORWARD_DEVICE_STATE)
             continue;
         if (event == COLO_FORWARD_REQUEST)

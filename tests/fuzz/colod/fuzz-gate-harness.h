@@ -6,7 +6,7 @@
 
 enum {
     GENERATION = 7,
-    N_POINTS = GATE_POINT_COMMIT + 1,
+    N_POINTS = GATE_N_POINTS,
 };
 
 /* Where a checkpoint stands in `forward_in`: behind its messages; 0: not said yet. */
@@ -18,6 +18,7 @@ typedef struct Record {
 typedef struct Books {
     ColoForward *parser;
     bool broken;
+    size_t state_at; /* where the initial device state begins in `forward_in`; 0: not said yet */
     GArray *records; /* Record: of checkpoint n at n - 1 */
 } Books;
 

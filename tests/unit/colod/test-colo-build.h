@@ -140,6 +140,18 @@ build_migration(GByteArray *out)
     build_bytes(out, opaque, sizeof(opaque) - 1);
 }
 
+/* Where the initial migration's device state begins. */
+static inline guint
+build_state_at(const GByteArray *migration)
+{
+    static const char begin[] = "\x04 device state ";
+
+    for (guint at = 0; at + sizeof(begin) - 1 <= migration->len; at++)
+        if (memcmp(migration->data + at, begin, sizeof(begin) - 1) == 0)
+            return at;
+    g_assert_not_reached();
+}
+
 /* Everything of a checkpoint after VMSTATE_SEND up to the delta's EOF byte. */
 static inline void
 build_delta(GByteArray *out, unsigned pages)

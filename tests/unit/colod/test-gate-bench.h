@@ -33,6 +33,7 @@ typedef struct Bench {
     GString *log;        /* callbacks */
     const char *free_at; /* a callback of this name frees the gate */
     gboolean pass;       /* points are passed at once */
+    gboolean hold_state; /* GATE_POINT_STATE is told, and passed by the test; else it is passed */
     GError *failure;
 } Bench;
 

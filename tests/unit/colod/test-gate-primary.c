@@ -137,6 +137,71 @@ START_TEST(life_mark_after_tail)
 }
 END_TEST
 
+/* The device state waits for its point, whether it was read with the RAM's end or not. */
+START_TEST(life_state_point)
+{
+    g_autoptr(GByteArray) stream = g_byte_array_new();
+    guint at;
+
+    build_migration(stream);
+    at = build_state_at(stream);
+    for (guint read = at; read <= stream->len; read += stream->len - at) {
+        Bench bench;
+
+        bench_open(&bench, &side, &bench_config);
+        bench.hold_state = TRUE;
+        vm_say(&bench, stream->data, read);
+        if (read < stream->len)
+            vm_say(&bench, stream->data + read, stream->len - read);
+        expect_text(bench.log, "ram-done0 ?state0 ");
+        ck_assert(gate_stands_at(bench.gate, GATE_POINT_STATE));
+        expect_bytes(bench.peer_got, stream->data, at);
+        gate_continue(bench.gate, GATE_POINT_STATE);
+        settle();
+        expect_bytes(bench.peer_got, stream->data + at, stream->len - at);
+        peer_say_message(&bench, DATA, 0);
+        expect_text(bench.log, "?ready0 ");
+        bench_close(&bench);
+    }
+}
+END_TEST
+
+START_TEST(err_at_state_point)
+{
+    g_autoptr(GByteArray) stream = g_byte_array_new();
+    GateConfig config = bench_config;
+    Bench bench;
+
+    build_migration(stream);
+    config.transfer_timeout_ms = 150;
+    for (unsigned how = 0; how < 4; how++) {
+        bench_open(&bench, &side, how == 0 ? &config : &bench_config);
+        bench.hold_state = TRUE;
+        vm_say(&bench, stream->data, stream->len);
+        if (how == 0)
+            WAIT(bench.failure);
+        else if (how == 1)
+            bench_close_vm(&bench);
+        else if (how == 2)
+            bench_close_peer(&bench);
+        else
+            peer_say_message(&bench, DATA, 0);
+        settle();
+        expect_failure(&bench,
+                       how == 0   ? GATE_ERROR_DEADLINE
+                       : how == 1 ? GATE_ERROR_VM_CLOSED
+                       : how == 2 ? GATE_ERROR_PEER_CLOSED
+                                  : GATE_ERROR_STREAM,
+                       how == 0 ? "no go-ahead for the device state" : "initial migration");
+        ck_assert(!gate_stands_at(bench.gate, GATE_POINT_STATE));
+        /* An answer that comes late changes nothing. */
+        gate_continue(bench.gate, GATE_POINT_STATE);
+        expect_bytes(bench.peer_got, stream->data, build_state_at(stream));
+        bench_close(&bench);
+    }
+}
+END_TEST
+
 /* One message for what one read returned. */
 START_TEST(unit_one_message_per_read)
 {
@@ -146,7 +211,7 @@ START_TEST(unit_one_message_per_read)
     bench_open(&bench, &side, &bench_config);
     bench.pass = TRUE;
     migrate(&bench);
-    ck_assert_uint_eq(bench.n_data, 1);
+    ck_assert_uint_eq(bench.n_data, 2); /* RAM, device state */
     vm_say_message(&bench, 1);
     peer_say_message(&bench, DATA, 2);
     vm_say_message(&bench, 3);
@@ -557,9 +622,10 @@ START_TEST(err_vm_closed_while_congested)
 }
 END_TEST
 
-CHECK_MAIN("gate-primary", life_checkpoints, life_mark_after_tail, unit_one_message_per_read,
-           err_vm_closed, err_peer_closed, life_committed_then_closed, err_deadlines,
-           err_deadline_of_expected_request, err_deadline_at_ready_and_mark,
-           err_deadline_of_transfer_and_migration, unit_idle_has_no_deadline, sec_peer_out_of_turn,
-           sec_not_for_a_primary, sec_ready, sec_vm_out_of_turn, unit_stall, life_free_in_callbacks,
-           life_peer_congested, err_peer_does_not_read, err_vm_closed_while_congested)
+CHECK_MAIN("gate-primary", life_checkpoints, life_mark_after_tail, life_state_point,
+           err_at_state_point, unit_one_message_per_read, err_vm_closed, err_peer_closed,
+           life_committed_then_closed, err_deadlines, err_deadline_of_expected_request,
+           err_deadline_at_ready_and_mark, err_deadline_of_transfer_and_migration,
+           unit_idle_has_no_deadline, sec_peer_out_of_turn, sec_not_for_a_primary, sec_ready,
+           sec_vm_out_of_turn, unit_stall, life_free_in_callbacks, life_peer_congested,
+           err_peer_does_not_read, err_vm_closed_while_congested)

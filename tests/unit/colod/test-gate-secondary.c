@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* test-gate-secondary.c - the secondary's gate between a fake SVM and a fake primary */
+#include "gate-private.h"
 #include "test-gate-bench.h"
 
 #define DATA PEER_MESSAGE_DATA_FORWARD
@@ -138,6 +139,74 @@ START_TEST(life_split)
     vm_say(&bench, "\0\0\0\5\0\0\0\6", 8);
     expect_bytes(bench.peer_got, "\0\0\0\2\0\0\0\5\0\0\0\6", 12);
     expect_text(bench.log, "?quiesce1 ?reply1 ?commit1 committed1 loaded1 ");
+    bench_close(&bench);
+}
+END_TEST
+
+/* No byte of device state for SVM before the point, which its first byte brings about; what comes
+ * meanwhile is kept. */
+START_TEST(life_state_point)
+{
+    g_autoptr(GByteArray) stream = g_byte_array_new();
+    Bench bench;
+    guint at;
+
+    build_migration(stream);
+    at = build_state_at(stream);
+    bench_open(&bench, &side, &bench_config);
+    bench.hold_state = TRUE;
+    peer_say(&bench, DATA, stream->data, at);
+    expect_text(bench.log, "ram-done0 ");
+    expect_bytes(bench.vm_got, stream->data, at);
+    for (guint i = at; i < stream->len; i++)
+        peer_say(&bench, DATA, stream->data + i, 1);
+    expect_text(bench.log, "?state0 ");
+    expect_bytes(bench.vm_got, NULL, 0);
+    gate_continue(bench.gate, GATE_POINT_STATE);
+    settle();
+    expect_bytes(bench.vm_got, stream->data + at, stream->len - at);
+    vm_say_message(&bench, 0);
+    expect_text(bench.log, "ready0 ");
+    bench_close(&bench);
+}
+END_TEST
+
+START_TEST(sec_state_point)
+{
+    g_autoptr(GByteArray) stream = g_byte_array_new();
+    GateConfig config = bench_config;
+    Bench bench;
+
+    build_migration(stream);
+    /* SVM cannot be ready before it has its state. */
+    bench_open(&bench, &side, &bench_config);
+    bench.hold_state = TRUE;
+    peer_say(&bench, DATA, stream->data, stream->len);
+    vm_say_message(&bench, 0);
+    expect_failure(&bench, GATE_ERROR_STREAM, "before the initial RAM was over");
+    gate_continue(bench.gate, GATE_POINT_STATE);
+    expect_bytes(bench.vm_got, stream->data, build_state_at(stream));
+    bench_close(&bench);
+
+    /* What is kept has a bound. */
+    config.tail_max_bytes = 2000;
+    bench_open(&bench, &side, &config);
+    bench.hold_state = TRUE;
+    peer_say(&bench, DATA, stream->data, stream->len);
+    for (unsigned i = 0; i < 10 && !bench.failure; i++)
+        peer_say(&bench, DATA, stream->data, MIN(stream->len, 1000u));
+    expect_failure(&bench, GATE_ERROR_STREAM, "initial device state of more than 2000 bytes");
+    bench_close(&bench);
+
+    /* No limit on the wait for the disks' copy, but the usual one from the first byte on. */
+    config = bench_config;
+    config.migration_timeout_ms = 150;
+    config.late_start = true;
+    bench_open(&bench, &side, &config);
+    ck_assert_int_lt(bench.gate->timers[GATE_TIMER_MESSAGE].due_us, 0);
+    peer_say(&bench, DATA, stream->data, 3);
+    WAIT(bench.failure);
+    expect_failure(&bench, GATE_ERROR_DEADLINE, "no byte of the initial migration within 150 ms");
     bench_close(&bench);
 }
 END_TEST
@@ -675,11 +744,11 @@ START_TEST(life_vm_congested)
 }
 END_TEST
 
-CHECK_MAIN("gate-secondary", life_checkpoints, life_split, err_vm_closed, err_peer_closed,
-           life_peer_lost_while_loading, life_peer_lost_with_tail_queued,
-           err_vm_closed_after_peer_lost, err_initial_migration, err_deadlines,
-           err_deadline_at_reply_point, err_deadline_of_arm_and_migration, sec_transfer_without_end,
-           sec_end_does_not_fit, sec_out_of_turn, sec_not_for_a_secondary, sec_data_before_arm,
-           sec_vm_out_of_turn, sec_vmstate_size_huge, unit_stall,
+CHECK_MAIN("gate-secondary", life_checkpoints, life_split, life_state_point, sec_state_point,
+           err_vm_closed, err_peer_closed, life_peer_lost_while_loading,
+           life_peer_lost_with_tail_queued, err_vm_closed_after_peer_lost, err_initial_migration,
+           err_deadlines, err_deadline_at_reply_point, err_deadline_of_arm_and_migration,
+           sec_transfer_without_end, sec_end_does_not_fit, sec_out_of_turn, sec_not_for_a_secondary,
+           sec_data_before_arm, sec_vm_out_of_turn, sec_vmstate_size_huge, unit_stall,
            life_stalled_while_loading_peer_lost, life_free_in_callbacks, life_free_at_deferred_loss,
            life_vm_congested)

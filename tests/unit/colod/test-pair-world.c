@@ -4,7 +4,9 @@
  * They run against each other with a link that breaks, VMs and colods that die, and an arbiter that
  * is sometimes out of reach, in an order drawn from a seed. After each step it is asserted that
  * never both hosts let output out, and that a host that opens its output holds the newest
- * generation; after the storm the pair must protect itself again. COLOD_FSM_SEED and COLOD_FSM_RUNS
+ * generation; after the storm the pair must protect itself again. In two of three worlds the VM has
+ * a disk, and what opens its output has one that is UpToDate and holds all that clients were told,
+ * whatever died in a copy or a failover. COLOD_FSM_SEED and COLOD_FSM_RUNS
  * select and lengthen runs.
  */
 #include "pair-fsm.h"
@@ -22,11 +24,23 @@ typedef struct Message {
     guint64 generation;
     guint64 wanted; /* PROPOSE, CONSENT */
     gboolean role_primary;
+    gboolean disks_unfit;
+    guint64 disk_generation;
 } Message;
+
+/* Contents are numbered: generation, then what was written in it. */
+typedef struct Disk {
+    gboolean never_used, up_to_date;
+    guint64 generation;
+    guint64 holds;     /* on the image */
+    guint64 view;      /* secondary: what SVM sees */
+    gboolean mirrored; /* secondary: it is whole */
+} Disk;
 
 typedef struct Host {
     PairState state;
     PairFacts facts;
+    Disk disk;
     gboolean vm, output_open, armed_link, running;
     gboolean said_hello; /* first STATE of the peer arrived on this link */
     guint age;           /* turns since the state was entered */
@@ -43,7 +57,9 @@ typedef struct World {
     gboolean link, manual, arbiter_away;
     guint64 arbiter_newest;
     int arbiter_owner;
-    guint takeovers, resumes, protections;
+    guint takeovers, resumes, protections, disk_elections;
+    guint32 seed;
+    guint64 told; /* the newest content that clients know of */
     gboolean forbid_faults;
 } World;
 
@@ -70,7 +86,65 @@ send_state(World *w, int from)
     const Host *h = &w->host[from];
 
     send(w, from,
-         (Message){.kind = MSG_STATE, .state = h->state, .role_primary = h->facts.role_primary});
+         (Message){.kind = MSG_STATE,
+                   .state = h->state,
+                   .role_primary = h->facts.role_primary,
+                   .disks_unfit = h->facts.disks_unfit,
+                   .disk_generation = h->facts.disk_generation});
+}
+
+/* ---- disks ---- */
+
+static void
+refresh_disk_facts(Host *h)
+{
+    if (!h->facts.has_disks)
+        return;
+    h->facts.disks_unfit = !h->disk.never_used && !h->disk.up_to_date;
+    h->facts.disk_generation = h->disk.never_used ? 0 : h->disk.generation;
+}
+
+static void
+disk_up_to_date(Host *h)
+{
+    h->disk.up_to_date = TRUE;
+    h->disk.never_used = h->disk.mirrored = FALSE;
+    h->disk.generation = h->facts.generation;
+    refresh_disk_facts(h);
+}
+
+static guint64
+next_content(guint64 content, guint64 generation)
+{
+    return MAX(content, generation << 32) + 1;
+}
+
+/* A guest that runs alone writes, and tells of it. One that is protected writes, and tells of it
+ * when the checkpoint is committed. */
+static void
+run_guest(World *w, int i)
+{
+    Host *h = &w->host[i], *peer = &w->host[!i];
+
+    if (!h->facts.has_disks)
+        return;
+    if (h->output_open) {
+        h->disk.holds = w->told = next_content(h->disk.holds, h->facts.generation);
+    } else if (h->state == PAIR_PROTECTED && h->armed_link) {
+        h->disk.holds = next_content(h->disk.holds, h->facts.generation);
+        if (peer->state == PAIR_STANDBY && peer->armed_link && g_rand_boolean(w->rand))
+            w->told = peer->disk.view = h->disk.holds;
+    }
+}
+
+/* What SVM saw becomes the disk's, durably. */
+static void
+disk_failover(Host *h)
+{
+    if (!h->facts.has_disks || !h->disk.mirrored)
+        return;
+    h->disk.holds = h->disk.view;
+    disk_up_to_date(h);
 }
 
 static void
@@ -138,6 +212,18 @@ start_vm(World *w, int i)
 }
 
 static void
+start_primary(World *w, int i)
+{
+    Host *h = &w->host[i];
+
+    ck_assert(!h->facts.disks_unfit);
+    w->disk_elections += h->facts.peer_up && h->facts.peer_disks_unfit;
+    start_vm(w, i);
+    if (h->facts.has_disks)
+        disk_up_to_date(h);
+}
+
+static void
 start_incoming(World *w, int i)
 {
     Host *h = &w->host[i];
@@ -150,6 +236,8 @@ start_incoming(World *w, int i)
 static void
 adopt_vm(World *w, int i)
 {
+    /* colod may have died between winning the claim and the disks' failover. */
+    disk_failover(&w->host[i]);
     push_local(&w->host[i], PAIR_EVENT_VM_READY);
 }
 
@@ -170,7 +258,30 @@ probe_vm(World *w, int i)
 static void
 open_output(World *w, int i)
 {
-    w->host[i].output_open = TRUE;
+    Host *h = &w->host[i];
+
+    h->output_open = TRUE;
+    if (!h->facts.has_disks)
+        return;
+    if (!h->disk.up_to_date || h->disk.holds < w->told)
+        ck_abort_msg("host %d runs from a disk that is %s (seed %u): %" G_GINT64_MODIFIER
+                     "x, clients know %" G_GINT64_MODIFIER "x",
+                     i, h->disk.up_to_date ? "old" : "not UpToDate", w->seed, h->disk.holds,
+                     w->told);
+    disk_up_to_date(h);
+}
+
+static void
+connect_disks(World *w, int i)
+{
+    Host *peer = &w->host[!i];
+
+    if (w->link && peer->state == PAIR_INCOMING) {
+        peer->disk.up_to_date = peer->disk.never_used = FALSE;
+        refresh_disk_facts(peer);
+    }
+    push_local(&w->host[i],
+               g_rand_int_range(w->rand, 0, 10) ? PAIR_EVENT_DISKS_SYNCED : PAIR_EVENT_DISK_FAULT);
 }
 
 static void
@@ -252,8 +363,13 @@ close_gate(World *w, int i)
 static void
 leave_colo(World *w, int i)
 {
+    Host *h = &w->host[i];
+
     close_gate(w, i);
-    push_local(&w->host[i], PAIR_EVENT_VM_RUNNING);
+    /* Durable early, or just before the output opens. */
+    if (h->state == PAIR_TAKING_OVER && g_rand_boolean(w->rand))
+        disk_failover(h);
+    push_local(h, PAIR_EVENT_VM_RUNNING);
 }
 
 static void
@@ -273,7 +389,7 @@ typedef struct Deed {
 
 static const Deed deeds[PAIR_N_ACTIONS] = {
     [PAIR_ACTION_NONE] = {NULL, NO_EVENT, TRUE},
-    [PAIR_ACTION_START_VM] = {start_vm, NO_EVENT, FALSE},
+    [PAIR_ACTION_START_VM] = {start_primary, NO_EVENT, FALSE},
     [PAIR_ACTION_START_INCOMING] = {start_incoming, NO_EVENT, FALSE},
     [PAIR_ACTION_ADOPT_VM] = {adopt_vm, NO_EVENT, FALSE},
     [PAIR_ACTION_RUN_VM] = {NULL, NO_EVENT, TRUE},
@@ -289,6 +405,7 @@ static const Deed deeds[PAIR_N_ACTIONS] = {
     [PAIR_ACTION_SEND_PREPARE] = {forget_word, PAIR_EVENT_PEER_PREPARE, FALSE},
     [PAIR_ACTION_SEND_PREPARED] = {NULL, PAIR_EVENT_PEER_PREPARED, FALSE},
     [PAIR_ACTION_SEND_PREPARE_FAILED] = {NULL, PAIR_EVENT_PEER_PREPARE_FAILED, FALSE},
+    [PAIR_ACTION_CONNECT_DISKS] = {connect_disks, NO_EVENT, FALSE},
     [PAIR_ACTION_START_MIGRATION] = {start_migration, NO_EVENT, FALSE},
     [PAIR_ACTION_SEND_DISCARD] = {NULL, PAIR_EVENT_PEER_DISCARD, FALSE},
     [PAIR_ACTION_SEND_HAND_OVER] = {NULL, PAIR_EVENT_PEER_HAND_OVER, FALSE},
@@ -326,6 +443,8 @@ arm(World *w, int i)
     w->host[i].output_open = FALSE;
     if (w->link && peer->state == PAIR_INCOMING) {
         peer->armed_link = TRUE;
+        peer->disk.view = w->host[i].disk.holds;
+        peer->disk.mirrored = TRUE;
         push_local(peer, PAIR_EVENT_ARMED);
     }
 }
@@ -366,6 +485,11 @@ host_event(World *w, int i, PairEvent event)
     if (event == PAIR_EVENT_CLAIM_GRANTED || event == PAIR_EVENT_CLAIM_REFUSED ||
         event == PAIR_EVENT_CLAIM_UNKNOWN)
         h->facts.claim_pending = FALSE;
+    if (event == PAIR_EVENT_VM_RUNNING && h->state == PAIR_TAKING_OVER)
+        disk_failover(h);
+    if (event == PAIR_EVENT_VM_DEAD)
+        h->disk.mirrored = FALSE; /* the target ends, and with it what SVM saw */
+    refresh_disk_facts(h);
 
     PairStep step = pair_fsm_step(h->state, event, &h->facts);
     PairState before = h->state;
@@ -428,6 +552,8 @@ deliver(World *w, int i)
         h->facts.peer_up = TRUE;
         h->facts.peer_state = message->state;
         h->facts.peer_role_primary = message->role_primary;
+        h->facts.peer_disks_unfit = message->disks_unfit;
+        h->facts.peer_disk_generation = message->disk_generation;
         if (pair_state_has_vm(message->state))
             h->facts.peer_gave_up = FALSE;
         follow_generation(w, i);
@@ -535,7 +661,7 @@ fault(World *w)
     int i = g_rand_int_range(w->rand, 0, 2);
     Host *h = &w->host[i];
 
-    switch (g_rand_int_range(w->rand, 0, 12)) {
+    switch (g_rand_int_range(w->rand, 0, 13)) {
     case 0:
     case 1:
     case 2:
@@ -569,6 +695,10 @@ fault(World *w)
     case 11:
         push_local(h, PAIR_EVENT_TIMEOUT);
         break;
+    case 12:
+        if (h->facts.has_disks)
+            push_local(h, PAIR_EVENT_DISK_FAULT);
+        break;
     default:
         ck_abort();
     }
@@ -600,6 +730,7 @@ world_step(World *w)
         boot(w, i);
         return;
     }
+    run_guest(w, i);
     if (++h->age > 500 && pair_state_timeout_ms(h->state) > 0) {
         h->age = 0;
         host_event(w, i, PAIR_EVENT_TIMEOUT);
@@ -636,7 +767,10 @@ world_step(World *w)
 static void
 world_init(World *w, guint32 seed)
 {
-    *w = (World){.rand = g_rand_new_with_seed(seed), .arbiter_owner = -1, .manual = seed % 3 == 0};
+    *w = (World){.rand = g_rand_new_with_seed(seed),
+                 .seed = seed,
+                 .arbiter_owner = -1,
+                 .manual = seed % 3 == 0};
     for (int i = 0; i < 2; i++) {
         Host *h = &w->host[i];
 
@@ -646,7 +780,9 @@ world_init(World *w, guint32 seed)
                                .may_prepare = TRUE,
                                .name_first = i == 0,
                                .initial_primary = i == 0,
-                               .peer_initial_primary = i == 1};
+                               .peer_initial_primary = i == 1,
+                               .has_disks = seed % 3 != 1};
+        h->disk.never_used = TRUE;
     }
 }
 
@@ -683,7 +819,7 @@ START_TEST(life_two_hosts_never_both_open_their_output)
     const char *runs_text = g_getenv("COLOD_FSM_RUNS");
     guint32 first = seed_text ? (guint32)g_ascii_strtoull(seed_text, NULL, 10) : 1;
     guint32 runs = runs_text ? (guint32)g_ascii_strtoull(runs_text, NULL, 10) : 800;
-    guint takeovers = 0, resumes = 0, protections = 0;
+    guint takeovers = 0, resumes = 0, protections = 0, disk_elections = 0;
 
     for (guint32 seed = first; seed < first + runs; seed++) {
         World w;
@@ -701,12 +837,14 @@ START_TEST(life_two_hosts_never_both_open_their_output)
         takeovers += w.takeovers;
         resumes += w.resumes;
         protections += w.protections;
+        disk_elections += w.disk_elections;
         world_clear(&w);
     }
     /* The storm must have been one: a simulation in which nothing happens proves nothing. */
     ck_assert_uint_gt(takeovers, runs);
     ck_assert_uint_gt(resumes, runs);
     ck_assert_uint_gt(protections, runs);
+    ck_assert_uint_gt(disk_elections, runs / 10);
 }
 END_TEST
 
