@@ -106,6 +106,7 @@ on_listening(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
         return;
     }
     enlarge_buffers(fd);
+    config.late_start = d->facts.has_disks;
     daemon_network_stand_by(d);
     d->gate = gate_secondary_new(fd_steal(&fd), stream, &config, &daemon_gate_handlers, d);
     daemon_event(d, PAIR_EVENT_VM_READY);
@@ -186,6 +187,23 @@ on_vm_adopted(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
     Daemon *d = user_data;
 
     if (error == NULL && d->state == PAIR_ADOPTING)
+        daemon_disks_adopt(d);
+}
+
+static void
+fail_disks(Daemon *d, const char *problem)
+{
+    g_autoptr(GError) error = g_error_new_literal(VM_ERROR, VM_ERROR_START, problem);
+
+    fail_vm(d, "disks", error);
+}
+
+void
+daemon_disks_adopted(Daemon *d, const char *problem)
+{
+    if (problem != NULL)
+        fail_disks(d, problem);
+    else
         daemon_event(d, PAIR_EVENT_VM_READY);
 }
 
@@ -209,6 +227,8 @@ on_vm_ready(Vm *vm, gpointer user_data)
     else if (d->state == PAIR_ADOPTING)
         /* colod may have died between winning a claim and getting QEMU out of COLO. */
         vm_leave_colo(vm, on_vm_adopted, d);
+    else if (d->state == PAIR_ADOPT_CLAIM)
+        daemon_disks_adopt(d);
     else
         daemon_event(d, PAIR_EVENT_VM_READY);
 }
@@ -278,6 +298,7 @@ static void
 start_vm(Daemon *d, gboolean incoming)
 {
     g_autoptr(GError) error = NULL;
+    g_autoptr(GPtrArray) disks = daemon_disks_arguments(d, incoming);
     int fds[CONFIG_MAX_NICS];
 
     d->facts.off_wanted = FALSE;
@@ -287,7 +308,7 @@ start_vm(Daemon *d, gboolean incoming)
     }
     for (unsigned i = 0; i < d->config->n_nics; i++)
         fds[i] = proxy_take_guest_fd(d->proxy, i);
-    d->vm = vm_start(d->config, d->run_dir, fds, NULL, incoming, &vm_handlers, d, &error);
+    d->vm = vm_start(d->config, d->run_dir, fds, disks, incoming, &vm_handlers, d, &error);
     for (unsigned i = 0; i < d->config->n_nics; i++)
         fd_clear(&fds[i]);
     if (d->vm == NULL) {
@@ -297,13 +318,26 @@ start_vm(Daemon *d, gboolean incoming)
     remember_vm(d);
 }
 
+void
+daemon_disks_started(Daemon *d, const char *problem)
+{
+    const gboolean incoming = d->state == PAIR_INCOMING_START;
+
+    if (!incoming && d->state != PAIR_STARTING)
+        return;
+    if (problem != NULL)
+        fail_disks(d, problem);
+    else
+        start_vm(d, incoming);
+}
+
 static void
 on_incoming_saved(Daemon *d, gboolean saved, gpointer user_data G_GNUC_UNUSED)
 {
     if (d->state != PAIR_INCOMING_START)
         return;
     if (saved)
-        start_vm(d, TRUE);
+        daemon_disks_start(d, TRUE);
     else
         daemon_event(d, PAIR_EVENT_VM_DEAD);
 }
@@ -378,6 +412,7 @@ daemon_forget_vm(Daemon *d)
     daemon_close_gate(d);
     g_clear_pointer(&d->vm, vm_free);
     g_clear_pointer(&d->proxy, proxy_free);
+    daemon_disks_stop(d);
     if (d->wanted_state.qemu_pid != 0) {
         d->wanted_state.qemu_pid = 0;
         daemon_save(d, NULL, NULL);
@@ -396,9 +431,7 @@ on_probe(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
 static void
 on_left_colo(Vm *vm G_GNUC_UNUSED, const GError *error G_GNUC_UNUSED, gpointer user_data)
 {
-    Daemon *d = user_data;
-
-    daemon_event(d, PAIR_EVENT_VM_RUNNING);
+    daemon_disks_vm_left(user_data);
 }
 
 static void
@@ -424,6 +457,7 @@ static void
 leave_colo(Daemon *d)
 {
     daemon_close_gate(d);
+    daemon_disks_leave(d);
     vm_leave_colo(d->vm, on_left_colo, d);
 }
 
@@ -432,7 +466,7 @@ daemon_act(Daemon *d, PairAction action)
 {
     switch (action) {
     case PAIR_ACTION_START_VM:
-        start_vm(d, FALSE);
+        daemon_disks_start(d, FALSE);
         break;
     case PAIR_ACTION_START_INCOMING:
         start_incoming(d);
@@ -475,6 +509,9 @@ daemon_act(Daemon *d, PairAction action)
         break;
     case PAIR_ACTION_SEND_PREPARE_FAILED:
         daemon_send_generation(d, PEER_MESSAGE_PREPARE_FAILED, d->facts.generation, d->detail);
+        break;
+    case PAIR_ACTION_CONNECT_DISKS:
+        daemon_disks_connect(d);
         break;
     case PAIR_ACTION_START_MIGRATION:
         start_migration(d);
