@@ -194,7 +194,7 @@ def test_colod_dies(pair):
         host.tool.call(f"qmp {host.run}/qmp.sock")
         host.tool.call("adopt")
     assert pids == [pair.b.pid("mirror"), pair.b.pid("target"), pair.a.pid("mirror")]
-    Guest(pair.a).write(b"new" + bytes(BLOCK - 3), 0)
+    pair.a.guests[-1].write(b"new" + bytes(BLOCK - 3), 0)
     pair.checkpoint(1)
     svm = Guest(pair.b)
     assert svm.read(3, 0) == b"new"
