@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""test_disk.py - a Disk of colod with both plugins and the real QEMU"""
+import os
+import signal
+import time
+
+import nbd
+import pytest
+from diskrig import MIB, DiskFailed, Guest, Host, Writer, make_pki, wait_until
+
+BLOCK = 4096
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory):
+    return make_pki(f"{tmp_path_factory.mktemp('pki')}/ca")
+
+
+@pytest.fixture
+def make_host(tmp_path, pki):
+    hosts = []
+
+    def make(name="a", **options):
+        hosts.append(Host(tmp_path, pki, name, **options))
+        return hosts[-1]
+
+    yield make
+    for host in hosts:
+        host.destroy()
+        text = host.logs()
+        print(text)
+        assert "assertion" not in text and "Sanitizer" not in text
+
+
+def read_file(path, length, offset):
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+class Pair:
+    """a protected by b, without COLO: the guests are started and stopped by hand."""
+
+    def __init__(self, make_host, **options):
+        self.a, self.b = make_host("a", **options), make_host("b", **options)
+
+    def start_primary(self):
+        self.a.tool.call("start primary 1 first")
+        self.a.start_qemu("primary")
+        return Guest(self.a)
+
+    def start_secondary(self, generation=1):
+        self.b.tool.call(f"start secondary {generation}")
+        self.b.start_qemu("secondary")
+
+    def protect(self, generation=1):
+        self.a.tool.call(f"connect {generation}")
+        self.a.tool.event("synced")
+        self.a.qmp.call("stop")
+        self.a.tool.call("finish")
+        self.b.tool.call(f"mirror {generation}")
+        self.a.tool.send("release 0")
+        self.a.qmp.call("cont")
+
+    def checkpoint(self, epoch):
+        self.a.qmp.call("stop")
+        self.a.tool.call(f"barrier {epoch}")
+        self.b.tool.call(f"checkpoint {epoch}")
+        self.a.tool.send(f"release {epoch}")
+        self.a.qmp.call("cont")
+
+    def fail_over(self, generation=2):
+        self.b.tool.call(f"failover {generation}")
+        self.b.tool.event("committed")
+        self.b.tool.call(f"move {generation}")
+
+
+@pytest.fixture
+def pair(make_host):
+    return Pair(make_host)
+
+
+def test_primary_alone(make_host):
+    host = make_host()
+    assert host.tool.call("standing")["never_used"]
+    with pytest.raises(DiskFailed, match="never"):
+        host.tool.call("start primary 1")
+    host.tool.call("start primary 1 first")
+    host.start_qemu("primary")
+    guest = Guest(host)
+    guest.write(b"x" * BLOCK, MIB)
+    guest.flush()
+    assert guest.read(BLOCK, MIB) == b"x" * BLOCK == read_file(host.image, BLOCK, MIB)
+    assert host.tool.call("status")["status"]["forwarder"]["mode"] == "alone"
+    host.stop_qemu()
+    host.tool.call("stop")
+    assert host.pid("mirror") == 0
+    standing = host.tool.call("standing")
+    assert standing["up_to_date"] and standing["generation"] == 1
+
+
+def test_copy_mirror_failover_move(pair):
+    """The guest's writes at each stage, and all of them in the image of the host that goes on."""
+    guest = pair.start_primary()
+    guest.write(b"before" + bytes(BLOCK - 6), 0)
+    pair.start_secondary()
+    pair.protect()
+    assert Guest(pair.b).read(6, 0) == b"before"
+    guest.write(b"epoch 1" + bytes(BLOCK - 7), BLOCK)
+    pair.checkpoint(1)
+    svm = pair.b.guests[-1]
+    assert svm.read(7, BLOCK) == b"epoch 1"
+    svm.write(b"own" + bytes(BLOCK - 3), 2 * BLOCK)
+    guest.write(b"lost" + bytes(BLOCK - 4), 3 * BLOCK)
+    pair.a.qmp.call("stop")
+    pair.a.stop_qemu()
+    pair.fail_over()
+    assert svm.read(7, BLOCK) == b"epoch 1" and svm.read(3, 2 * BLOCK) == b"own" and svm.read(4, 3 * BLOCK) == bytes(4)
+    svm.write(b"after" + bytes(BLOCK - 5), 4 * BLOCK)
+    svm.flush()
+    image = read_file(pair.b.image, 5 * BLOCK, 0)
+    assert [image[i * BLOCK:i * BLOCK + 5] for i in range(5)] == [b"befor", b"epoch", b"own\0\0", bytes(5), b"after"]
+    assert pair.b.pid("target") == 0
+    status = pair.b.tool.call("status")["status"]
+    assert status["forwarder"]["mode"] == "alone" and status["forwarder"]["meta"]["generation"] == 2
+    names = {node["node-name"] for node in pair.b.qmp.call("query-named-block-nodes")}
+    assert {"disk0", "disk0-local", "disk0-mirror", "disk0-file"} <= names and "disk0-target" not in names
+
+
+def test_move_under_load(pair):
+    """No request is lost or failed by the move, and none waits for long."""
+    pair.start_primary()
+    pair.start_secondary()
+    pair.protect()
+    writer = Writer(Guest(pair.b), 4096)
+    writer.start()
+    writer.wait_more()
+    pair.a.stop_qemu()
+    pair.b.tool.call("failover 2")
+    pair.b.tool.event("committed")
+    writer.wait_more()
+    first = len(writer.latencies)
+    start = time.monotonic()
+    pair.b.tool.call("move 2")
+    print(f"move {time.monotonic() - start:.3f} s")
+    writer.wait_more()
+    print(f"longest write {max(writer.latencies[first:]) * 1000:.0f} ms")
+    writer.end()
+    pair.b.guests[-1].flush()
+    assert max(writer.latencies[first:]) < 5
+    assert writer.differences(pair.b.image) == []
+
+
+def test_forwarder_dies(make_host):
+    """It is started anew and marks again; the guest's write waits and succeeds."""
+    host = make_host()
+    host.tool.call("start primary 1 first")
+    host.start_qemu("primary")
+    writer = Writer(Guest(host), 1024)
+    writer.start()
+    writer.wait_more()
+    first = host.kill("mirror")
+    fault = host.tool.event("fault")
+    assert fault["name"] == "forwarding" and "forwarder is gone" in fault["text"]
+    writer.wait_more()
+    writer.end()
+    second = wait_until(lambda: host.pid("mirror"))
+    assert second != first
+    print(f"longest write {max(writer.latencies) * 1000:.0f} ms")
+    assert max(writer.latencies) < 5
+    assert wait_until(lambda: host.tool.call("status")["status"]["forwarder"])["mode"] == "alone"
+
+
+def test_forwarder_hangs(make_host):
+    """One that does not answer any more is killed; the guest waits for the next."""
+    host = make_host(timeout_ms=1000)
+    host.tool.call("start primary 1 first")
+    host.start_qemu("primary")
+    first = host.kill("mirror", signal.SIGSTOP)
+    assert host.tool.event("fault")["name"] == "forwarding"
+    Guest(host).write(b"x" * BLOCK, 0)
+    assert host.pid("mirror") not in (0, first)
+
+
+def test_colod_dies(pair):
+    """Processes are found again, with their sockets; what colod did before, it does after."""
+    pair.start_primary()
+    pair.start_secondary()
+    pair.protect()
+    pids = [pair.b.pid("mirror"), pair.b.pid("target"), pair.a.pid("mirror")]
+    for host in (pair.a, pair.b):
+        host.tool.kill()
+        host.open()
+        host.tool.call(f"qmp {host.run}/qmp.sock")
+        host.tool.call("adopt")
+    assert pids == [pair.b.pid("mirror"), pair.b.pid("target"), pair.a.pid("mirror")]
+    pair.a.guests[-1].write(b"new" + bytes(BLOCK - 3), 0)
+    pair.checkpoint(1)
+    svm = Guest(pair.b)
+    assert svm.read(3, 0) == b"new"
+    pair.b.kill("mirror")
+    assert pair.b.tool.event("fault")["name"] == "forwarding"
+    wait_until(lambda: pair.b.pid("mirror"))
+    svm.write(b"x" * BLOCK, BLOCK)
+    pair.a.stop_qemu()
+    pair.fail_over()
+    assert svm.read(3, 0) == b"new"
+
+
+def test_target_dies(pair):
+    """Before the failover it is the end of SVM; after it, SVM waits for the next process."""
+    pair.start_primary()
+    pair.start_secondary()
+    pair.protect()
+    svm = Guest(pair.b)
+    svm.write(b"before" + bytes(BLOCK - 6), 0)
+    pair.b.tool.call("failover 2")
+    pair.b.kill("target")
+    assert pair.b.tool.event("fault")["name"] == "secondary-disk"
+    svm.write(b"after" + bytes(BLOCK - 5), BLOCK)
+    pair.b.tool.call("move 2")
+    assert svm.read(6, 0) == b"before" and read_file(pair.b.image, 5, BLOCK) == b"after"
+
+
+def test_target_dies_while_mirroring(pair):
+    pair.start_primary()
+    pair.start_secondary()
+    pair.protect()
+    svm = Guest(pair.b)
+    pair.b.kill("target")
+    assert pair.b.tool.event("fault")["name"] == "secondary-disk"
+    with pytest.raises(nbd.Error):
+        svm.write(b"x" * BLOCK, 0)
+    with pytest.raises(DiskFailed, match="target"):
+        pair.b.tool.call("failover 2")
+
+
+def test_left_over_processes(make_host):
+    """What an earlier life of colod has left is ended before a start."""
+    host = make_host()
+    host.tool.call("start primary 1 first")
+    first = host.pid("mirror")
+    host.tool.kill()
+    host.open()
+    host.tool.call("start secondary 2")
+    assert host.pid("mirror") not in (0, first) and host.pid("target") > 0
+    host.tool.call("stop")
+    assert host.pid("mirror") == 0 and host.pid("target") == 0
+
+
+def test_wrong_certificate(pair, pki):
+    """libnbd wants the address it connects to in the certificate."""
+    for kind in ("cert", "key"):
+        pair.b.values[f"tls-{kind}"] = f"{pki}/c/c{'' if kind == 'cert' else '-key'}.pem"
+    pair.b.tool.kill()
+    pair.b.open()
+    pair.start_primary()
+    pair.b.tool.call("start secondary 1")
+    with pytest.raises(DiskFailed, match="certificate|TLS|tls"):
+        pair.a.tool.call("connect 1")
+
+
+def test_start_refusals(make_host, tmp_path):
+    host = make_host()
+    os.unlink(host.image)
+    with pytest.raises(DiskFailed, match="No such file"):
+        host.tool.call("start primary 1 first")
+    with open(host.image, "wb") as file:
+        file.truncate(MIB)
+    with open(f"{host.state}/disk0.meta", "w", encoding="ascii") as file:
+        file.write("garbage")
+    with pytest.raises(DiskFailed, match="is no metadata"):
+        host.tool.call("start primary 1 first")
+    assert "is no metadata" in host.tool.call("standing")["reason"]
