@@ -42,6 +42,7 @@ daemon_close_gate(Daemon *d)
         (void)g_unlink(d->migration_path);
     daemon_clear_source(&d->migration_accept);
     fd_clear(&d->migration_fd);
+    g_clear_object(&d->incoming_stream);
     g_clear_pointer(&d->gate, gate_free);
 }
 
@@ -69,14 +70,32 @@ enlarge_buffers(int fd)
     (void)setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof(bytes));
 }
 
+/* QEMU stands still from the moment somebody connects until the stream's first bytes are there, so
+ * nobody does while the disks are copied. FALSE: it failed. */
+static gboolean
+open_secondary_gate(Daemon *d)
+{
+    g_autoptr(GIOStream) stream = g_steal_pointer(&d->incoming_stream);
+    g_autoptr(GError) error = NULL;
+    GateConfig config = daemon_gate_config(d);
+    auto_fd int fd = fd_unix_connect(d->migration_path);
+
+    if (fd < 0) {
+        error = g_error_new(VM_ERROR, VM_ERROR_QMP, "%s: %s", d->migration_path, g_strerror(-fd));
+        fail_vm(d, "QEMU's migration socket", error);
+        return FALSE;
+    }
+    enlarge_buffers(fd);
+    d->gate = gate_secondary_new(fd_steal(&fd), stream, &config, &daemon_gate_handlers, d);
+    return TRUE;
+}
+
 static void
 on_listening(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
 {
     Daemon *d = user_data;
     g_autoptr(GError) own_error = NULL;
     g_autoptr(GIOStream) stream = NULL;
-    GateConfig config = daemon_gate_config(d);
-    auto_fd int fd = -1;
 
     if (d->state != PAIR_INCOMING_START)
         return;
@@ -98,18 +117,17 @@ on_listening(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
         daemon_renew_link(d, "no checkpoint channel left");
         return;
     }
-    fd = fd_unix_connect(d->migration_path);
-    if (fd < 0) {
-        own_error =
-            g_error_new(VM_ERROR, VM_ERROR_QMP, "%s: %s", d->migration_path, g_strerror(-fd));
-        fail_vm(d, "QEMU's migration socket", own_error);
-        return;
-    }
-    enlarge_buffers(fd);
-    config.late_start = d->facts.has_disks;
     daemon_network_stand_by(d);
-    d->gate = gate_secondary_new(fd_steal(&fd), stream, &config, &daemon_gate_handlers, d);
-    daemon_event(d, PAIR_EVENT_VM_READY);
+    d->incoming_stream = g_steal_pointer(&stream);
+    if (d->facts.has_disks || open_secondary_gate(d))
+        daemon_event(d, PAIR_EVENT_VM_READY);
+}
+
+void
+daemon_peer_migrates(Daemon *d)
+{
+    if (d->state == PAIR_INCOMING && d->gate == NULL && d->incoming_stream != NULL)
+        (void)open_secondary_gate(d);
 }
 
 static gboolean
@@ -451,6 +469,8 @@ detach_gate(Daemon *d)
 {
     if (d->gate != NULL)
         gate_detach_peer(d->gate);
+    else if (d->incoming_stream != NULL)
+        daemon_event(d, PAIR_EVENT_GATE_PEER);
 }
 
 static void

@@ -214,6 +214,8 @@ on_state(Daemon *d, json_object *body, guint64 generation)
     if (pair_state_has_vm(state))
         d->facts.peer_gave_up = FALSE;
     learn_addresses(d, body);
+    if (state == PAIR_MIGRATING)
+        daemon_peer_migrates(d);
     daemon_follow_generation(d, generation);
     daemon_event(d, first ? PAIR_EVENT_PEER_UP : PAIR_EVENT_PEER_STATE);
     return TRUE;

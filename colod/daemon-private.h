@@ -110,6 +110,7 @@ struct Daemon {
     Gate *gate;
     int migration_fd; /* listening for PVM's migration */
     GSource *migration_accept;
+    GIOStream *incoming_stream; /* secondary: until the primary migrates */
     gboolean streams_used; /* the link's checkpoint channel belongs to a gate, or did */
     Checkpoints checkpoints;
 
@@ -150,6 +151,8 @@ void daemon_boot(Daemon *d);
 /* daemon-actions.c */
 void daemon_act(Daemon *d, PairAction action);
 void daemon_close_gate(Daemon *d);
+/* Secondary: the stream is about to come. */
+void daemon_peer_migrates(Daemon *d);
 void daemon_forget_vm(Daemon *d);
 /* The end of daemon_disks_start() and of daemon_disks_adopt(). */
 void daemon_disks_started(Daemon *d, const char *problem);
