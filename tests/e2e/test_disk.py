@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Disks of a protected pair: what was acknowledged as written is there, whoever dies."""
+import contextlib
+import signal
+import time
+
+import pytest
+from lablib.disk import DiskConnection, Writer, disks, fsck, wait_images_equal
+from lablib.util import LabError, wait_until
+from pair import REPROTECT_S, STALL_TOLD
+
+DISK = pytest.mark.lab(disk_mib=64)
+MODES = pytest.mark.parametrize("mode", [pytest.param("buffered", marks=pytest.mark.lab(disk_mib=64, mode="buffered")),
+                                         pytest.param("lockstep", marks=pytest.mark.lab(disk_mib=64, mode="lockstep"))])
+
+
+class Writers:
+    """Records and two data bases, all of them anew in each test."""
+
+    def __init__(self, pair, kinds=("records", "wal", "delete")):
+        pair.lab.guest_script("rm -f /disk/records* /disk/*.db*")
+        self.writers = [Writer(pair.lab, kind) for kind in kinds]
+        for writer in self.writers:
+            writer.start()
+        self.wait_more(5)
+
+    def wait_more(self, count, seconds=30):
+        for writer in self.writers:
+            writer.wait_more(count, seconds)
+
+    def stop_and_verify(self, lab):
+        for writer in self.writers:
+            writer.stop()
+        for writer in self.writers:
+            writer.verify()
+        fsck(lab)
+
+    def abandon(self):
+        for writer in self.writers:
+            writer.stopping.set()
+
+
+@contextlib.contextmanager
+def writing(pair, **options):
+    writers = Writers(pair, **options)
+    try:
+        yield writers
+    finally:
+        writers.abandon()
+
+
+def copied_bytes(lab, primary):
+    return sum(disk["forwarder"]["copied_bytes"] for disk in disks(lab, primary))
+
+
+def marked_bytes(lab, primary):
+    return sum(disk["forwarder"]["marked_bytes"] for disk in disks(lab, primary))
+
+
+@MODES
+def test_primary_killed(pair, mode):
+    """The survivor has all that was acknowledged; the pair protects itself again, and its disks are equal."""
+    load = pair.load()
+    with writing(pair) as writers:
+        mark = pair.mark()
+        pair.lab.kill(pair.primary, "qemu")
+        pair.takeover(pair.secondary, mark, load, STALL_TOLD)
+        pair.assert_told(pair.secondary, mark, "failover is durable")
+        writers.wait_more(5)
+        pair.lab.wait_protected(pair.secondary, REPROTECT_S)
+        writers.wait_more(5)
+        writers.stop_and_verify(pair.lab)
+    load.stop()
+    wait_images_equal(pair.lab, pair.secondary)
+
+
+@DISK
+def test_returning_peer_gets_what_changed_only(pair):
+    with DiskConnection(pair.lab) as guest:
+        guest.call("fill ballast 16384")
+        guest.call("sync")
+    wait_until(lambda: marked_bytes(pair.lab, pair.primary) < 4 << 20, 20,
+               lambda: f"the ballast is safe on the other host; {pair.lab.describe()}")
+    mark = pair.mark()
+    pair.lab.kill(pair.primary, "qemu")
+    pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
+    assert copied_bytes(pair.lab, pair.secondary) < 8 << 20
+    wait_images_equal(pair.lab, pair.secondary)
+
+
+@DISK
+def test_planned_failover(pair):
+    with writing(pair) as writers:
+        mark = pair.mark()
+        pair.lab.host(pair.secondary).call("failover", timeout=20)
+        pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
+        assert pair.lab.primary() == pair.secondary
+        writers.wait_more(5)
+        writers.stop_and_verify(pair.lab)
+    wait_images_equal(pair.lab, pair.secondary)
+
+
+@DISK
+def test_secondary_killed(pair):
+    with writing(pair) as writers:
+        mark = pair.mark()
+        pair.lab.kill(pair.secondary, "qemu")
+        pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
+        writers.wait_more(5)
+        writers.stop_and_verify(pair.lab)
+    wait_images_equal(pair.lab, pair.primary)
+
+
+@DISK
+def test_colod_of_a_lone_primary_restarted(pair):
+    """The next colod finds QEMU and the disks' processes, and protects the VM again."""
+    with writing(pair, kinds=("records",)) as writers:
+        pair.lab.kill(pair.secondary, "host")
+        pair.wait_state(pair.primary, "alone", 15)
+        writers.wait_more(5)
+        plugins = pair.lab.host(pair.primary).plugins()
+        pair.lab.kill(pair.primary, "colod")
+        pair.lab.start(pair.primary)
+        pair.wait_state(pair.primary, "alone", 15)
+        writers.wait_more(5)
+        assert pair.lab.host(pair.primary).plugins()["disk0-mirror"].pid == plugins["disk0-mirror"].pid
+        pair.lab.start(pair.secondary)
+        pair.lab.wait_protected(pair.primary, REPROTECT_S)
+        writers.stop_and_verify(pair.lab)
+    wait_images_equal(pair.lab, pair.primary)
+
+
+@DISK
+def test_both_hosts_crash_at_once(pair):
+    """The host whose disk is UpToDate starts the VM again, the other one does not, and says why."""
+    pair.spoil()
+    with writing(pair) as writers:
+        acked = [writer.acked for writer in writers.writers]
+        for name in ("a", "b"):
+            pair.lab.kill(name, "host")
+    pair.lab.start(pair.secondary)
+    time.sleep(7)  # longer than the grace after which a host that may starts its VM
+    status = pair.status(pair.secondary)
+    assert status["state"] == "idle" and not pair.has_qemu(pair.secondary)
+    assert "must not start from the disk here" in status["reason"]
+    with pytest.raises(LabError, match="must not start from the disk here"):
+        pair.lab.host(pair.secondary).call("failover", timeout=10)
+    pair.lab.start(pair.primary)
+    primary = pair.lab.wait_protected(None, 90)
+    assert primary == pair.primary
+    for writer, count in zip(writers.writers, acked):
+        with DiskConnection(pair.lab) as guest:
+            check = f"db-check {writer.kind}" if writer.kind != "records" else "check records"
+            assert guest.call(check) >= count
+    fsck(pair.lab)
+    wait_images_equal(pair.lab, primary)
+
+
+@DISK
+def test_survivor_crashes_too(pair):
+    """The survivor's disk is the newest: it starts the VM, whatever the old primary's says of itself."""
+    pair.spoil()
+    with writing(pair, kinds=("records",)) as writers:
+        pair.lab.kill(pair.primary, "host")
+        pair.wait(pair.secondary, lambda s: s["state"] == "alone", 15, "alone")
+        writers.wait_more(5)
+        acked = writers.writers[0].acked
+        pair.lab.kill(pair.secondary, "host")
+    pair.lab.start(pair.primary)
+    time.sleep(7)  # longer than the grace after which a host that may starts its VM
+    assert not pair.has_qemu(pair.primary)
+    pair.assert_reason(pair.primary)
+    pair.lab.start(pair.secondary)
+    assert pair.lab.wait_protected(None, 90) == pair.secondary
+    with DiskConnection(pair.lab) as guest:
+        assert guest.call("check records") >= acked
+    fsck(pair.lab)
+
+
+# Faults of the disks themselves (docs/block.md, "Errors")
+
+@DISK
+def test_forwarding_lost(pair):
+    """The forwarder dies: the primary goes on alone, as after any loss of its peer; the guest notices nothing."""
+    with writing(pair) as writers:
+        mark = pair.mark()
+        pair.lab.host(pair.primary).plugins()["disk0-mirror"].kill(signal.SIGKILL)
+        pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
+        assert pair.lab.primary() == pair.primary
+        pair.assert_told(pair.primary, mark, "disk-fault: a disk is not replicated any more.*forwarding")
+        writers.wait_more(5)
+        writers.stop_and_verify(pair.lab)
+    wait_images_equal(pair.lab, pair.primary)
+
+
+@DISK
+def test_target_killed(pair):
+    """SVM has lost its disk: it is given up, and the primary goes on."""
+    with writing(pair) as writers:
+        mark = pair.mark()
+        pair.lab.host(pair.secondary).plugins()["disk0-target"].kill(signal.SIGKILL)
+        pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
+        assert pair.lab.primary() == pair.primary
+        writers.stop_and_verify(pair.lab)
+    wait_images_equal(pair.lab, pair.primary)
+
+
+@DISK
+def test_target_killed_with_the_primary(pair):
+    """A secondary whose disk is gone is not promoted, even if nobody else is left."""
+    pair.spoil()
+    mark = pair.mark()
+    pair.lab.freeze(pair.primary, "host")
+    pair.lab.host(pair.secondary).plugins()["disk0-target"].kill(signal.SIGKILL)
+    pair.wait_state(pair.secondary, "idle", 15)
+    assert not pair.has_qemu(pair.secondary)
+    pair.assert_told(pair.secondary, mark, "lost its view of a disk|VM here is not whole")
+    pair.lab.thaw(pair.primary, "host")
+    pair.lab.wait_protected(pair.primary, REPROTECT_S)
+
+
+@pytest.mark.lab(disk_mib=64, overlay_mib=2)
+def test_hidden_disk_full(pair):
+    """More is written within one epoch than the hidden disk takes: by name, and the primary goes on."""
+    with writing(pair, kinds=("records",)) as writers:
+        mark = pair.mark()
+        with DiskConnection(pair.lab) as guest:
+            guest.call("fill large 24576")
+            guest.call("sync")
+        wait_until(lambda: any("hidden" in e["text"] for e in pair.events(pair.primary, mark)) or
+                   pair.status(pair.primary)["checkpoint"]["by_cause"]["overlay"] > 0, 20,
+                   lambda: f"a checkpoint or a fault because of the overlay; {pair.lab.describe()}")
+        pair.lab.wait_protected(pair.primary, REPROTECT_S)
+        writers.stop_and_verify(pair.lab)
+    wait_images_equal(pair.lab, pair.primary)
