@@ -59,8 +59,13 @@ class Pair:
         self.a.qmp.call("stop")
         self.a.tool.call("finish")
         self.b.tool.call(f"mirror {generation}")
-        self.a.tool.send("release 0")
+        self.release(0)
         self.a.qmp.call("cont")
+
+    def release(self, epoch):
+        """Has no answer of its own; but what follows it must find it done."""
+        self.a.tool.send(f"release {epoch}")
+        wait_until(lambda: not self.a.control("mirror", "status")["return"]["holding"])
 
     def checkpoint(self, epoch):
         self.a.qmp.call("stop")
@@ -218,6 +223,7 @@ def test_target_dies(pair):
     pair.b.kill("target")
     assert pair.b.tool.event("fault")["name"] == "secondary-disk"
     svm.write(b"after" + bytes(BLOCK - 5), BLOCK)
+    pair.b.tool.event("committed")
     pair.b.tool.call("move 2")
     assert svm.read(6, 0) == b"before" and read_file(pair.b.image, 5, BLOCK) == b"after"
 
