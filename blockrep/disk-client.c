@@ -40,7 +40,8 @@ typedef struct Request {
     char *line;
     guint64 id;
     DiskUrgency urgency;
-    int64_t deadline_ns;
+    unsigned timeout_ms;
+    int64_t deadline_ns; /* once it is sent */
     DiskReplyFunc func;
     gpointer user_data;
     GDestroyNotify destroy;
@@ -90,7 +91,7 @@ request_new(DiskClient *client, const char *command, json_object *arguments, uns
     request->line =
         g_strconcat(json_object_to_json_string_ext(message, JSON_C_TO_STRING_PLAIN), "\n", NULL);
     json_object_put(message);
-    request->deadline_ns = clock_now_ns() + (timeout_ms + client->silence_ms) * NS_PER_MS;
+    request->timeout_ms = timeout_ms;
     return request;
 }
 
@@ -180,6 +181,8 @@ link_send(Link *link, Request *request)
     ssize_t n;
 
     link->request = request;
+    request->deadline_ns =
+        clock_now_ns() + (request->timeout_ms + link->client->silence_ms) * NS_PER_MS;
     do
         n = send(link->fd, request->line, length, MSG_NOSIGNAL);
     while (n < 0 && errno == EINTR);
