@@ -215,8 +215,8 @@ class Host:
         os.kill(pid, how)
         return pid
 
-    def start_qemu(self, role, *options):
-        arguments = self.tool.call(f"arguments {role}")["arguments"]
+    def start_qemu(self, role, *options, change=lambda arguments: arguments):
+        arguments = change(self.tool.call(f"arguments {role}")["arguments"])
         # A guest made of an export writes beside the device.
         arguments = [f"{argument},share-rw=on" if "drive=disk0" in argument else argument for argument in arguments]
         ours, colods = f"{self.run}/test.qmp", f"{self.run}/qmp.sock"
