@@ -245,6 +245,8 @@ forward_copy_run(void *user_data)
 
         CopyJob *job = must_pause(forward) ? NULL : begin(forward);
 
+        if (!job && !is_busy(forward))
+            say_synced(forward); /* there may have been nothing to copy */
         if (job)
             copy_one(forward, digests, job);
         else if (!forward_verify_some(forward, digests, &when_ns))

@@ -177,9 +177,13 @@ on_fault(Disk *disk, const char *name, const char *text, gpointer user_data)
 {
     Daemon *d = user_data;
 
-    event_log_add(d->log, EVENT_WARNING, "disk", "%s: %s: %s", disk_name(disk), name, text);
+    event_log_add(d->log, EVENT_WARNING, "disk", "%s: %s", name, text);
     if (replicates(d->state) || loses_view(d, disk, name)) {
-        daemon_set_detail(d, "disk %s: %s: %s", disk_name(disk), name, text);
+        /* The text names the disk; and the fault, if it is not the process's end. */
+        if (strstr(text, name) != NULL)
+            daemon_set_detail(d, "disk %s", text);
+        else
+            daemon_set_detail(d, "disk %s (%s)", text, name);
         daemon_event(d, PAIR_EVENT_DISK_FAULT);
     }
 }

@@ -221,15 +221,28 @@ def test_target_killed_with_the_primary(pair):
 
 @pytest.mark.lab(disk_mib=64, overlay_mib=2)
 def test_hidden_disk_full(pair):
-    """More is written within one epoch than the hidden disk takes: by name, and the primary goes on."""
+    """Far more is written within one epoch than the hidden disk takes: by name, and the primary goes on."""
     with writing(pair, kinds=("records",)) as writers:
         mark = pair.mark()
         with DiskConnection(pair.lab) as guest:
             guest.call("fill large 24576")
             guest.call("sync")
-        wait_until(lambda: any("hidden" in e["text"] for e in pair.events(pair.primary, mark)) or
-                   pair.status(pair.primary)["checkpoint"]["by_cause"]["overlay"] > 0, 20,
-                   lambda: f"a checkpoint or a fault because of the overlay; {pair.lab.describe()}")
-        pair.lab.wait_protected(pair.primary, REPROTECT_S)
+        pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
+        pair.assert_told(pair.secondary, mark, "hidden-full")
+        pair.assert_told(pair.primary, mark, "disk-fault: a disk is not replicated any more.*No space left")
+        assert pair.lab.primary() == pair.primary
         writers.stop_and_verify(pair.lab)
     wait_images_equal(pair.lab, pair.primary)
+
+
+@pytest.mark.lab(disk_mib=64, overlay_mib=24, mode="buffered", interval_ms=10000)
+def test_overlay_three_quarters_full(pair):
+    """A checkpoint makes room before an overlay is full."""
+    mark = pair.mark()
+    before = pair.status(pair.primary)["checkpoint"]["by_cause"]["overlay"]
+    pair.lab.guest_command("status")
+    with DiskConnection(pair.lab, timeout=60) as guest:
+        guest.sock.sendall(b"fill large 20480\nsync\n")
+        pair.wait(pair.primary, lambda s: s["checkpoint"]["by_cause"]["overlay"] > before, 9, "a checkpoint for the overlay")
+    assert pair.status(pair.primary)["generation"] == mark.generation
+    assert pair.lab.primary() == pair.primary
