@@ -235,7 +235,7 @@ def test_hidden_disk_full(pair):
     wait_images_equal(pair.lab, pair.primary)
 
 
-@pytest.mark.lab(disk_mib=64, overlay_mib=24, mode="buffered", interval_ms=10000)
+@pytest.mark.lab(disk_mib=64, overlay_mib=24, mode="lockstep", interval_ms=30000)
 def test_overlay_three_quarters_full(pair):
     """A checkpoint makes room before an overlay is full."""
     mark = pair.mark()

@@ -82,6 +82,18 @@ class Writer(Client):
             raise LabError(f"{self.name}: {wanted} were acknowledged and {count} are there")
         return count
 
+    def verify_at_least(self, wanted):
+        """The same while it goes on."""
+        check = f"db-check {self.kind}" if self.kind in ("wal", "delete") else f"check {self.kind}"
+        with DiskConnection(self.lab) as guest:
+            for _ in range(20):  # the other connection's transaction may be in the way
+                answer = guest.answer(check)
+                if "locked" not in answer:
+                    break
+                time.sleep(0.1)
+        if not answer.startswith("ok") or int(answer[3:]) < wanted:
+            raise LabError(f"{self.name}: {wanted} were acknowledged; the guest answered '{answer}'")
+
 
 def fsck(lab):
     """The file system is clean, by e2fsck of the unmounted disk. Nobody may have files open."""
