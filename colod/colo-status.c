@@ -310,16 +310,22 @@ add_disk(GString *text, GString *row, json_object *disk)
 {
     g_autofree char *name = text_at(disk, "name");
     g_autofree char *verify = colo_status_verify_state(disk);
+    g_autofree char *target = text_at(disk, "target.mode");
     int64_t backlog;
 
-    add(row, "%s",
-        true_at(disk, "standing.committing")   ? "committing a failover"
-        : true_at(disk, "standing.up_to_date") ? "UpToDate"
-                                               : "not UpToDate");
+    /* A mirror's standing is that of a disk which must not be started from: as it should be. */
+    if (g_strcmp0(target, "mirroring") == 0)
+        add(row, "mirror of the other host's");
+    else if (true_at(disk, "standing.committing"))
+        add(row, "committing a failover");
+    else
+        add(row, "%s", true_at(disk, "standing.up_to_date") ? "UpToDate" : "not UpToDate");
     add_text(row, disk, "standing.generation", "generation ", "");
     add_text(row, disk, "forwarder.mode", "forwarder ", "");
-    add_text(row, disk, "target.mode", "target ", "");
-    add_text(row, disk, "standing.reason", "", "");
+    if (target)
+        add(row, "target %s", target);
+    else
+        add_text(row, disk, "standing.reason", "", "");
     end_row(text, name ? name : "disk", row);
     add_copy(row, disk);
     end_row(text, "  copy", row);

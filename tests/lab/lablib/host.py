@@ -164,8 +164,9 @@ class Host:
         return found[0]
 
     def everything(self):
+        """colod first: who stops them one by one must not let it see the others go."""
         found = [self.colod()] if self.colod() else []
-        return [*self.qemus(), *self.plugins().values(), *found]
+        return [*found, *self.qemus(), *self.plugins().values()]
 
     def summary(self):
         status = self.status()
