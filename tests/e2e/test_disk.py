@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Disks of a protected pair: what was acknowledged as written is there, whoever dies."""
 import contextlib
+import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -246,3 +248,107 @@ def test_overlay_three_quarters_full(pair):
         pair.wait(pair.primary, lambda s: s["checkpoint"]["by_cause"]["overlay"] > before, 9, "a checkpoint for the overlay")
     assert pair.status(pair.primary)["generation"] == mark.generation
     assert pair.lab.primary() == pair.primary
+
+
+@pytest.mark.lab(disk_mib=64, mode="buffered", images_fs_mib={"a": 12, "b": 12})
+def test_disks_of_both_hosts_full(pair):
+    """The guest gets ENOSPC from its disk, as it would without us; what was acknowledged before stays."""
+    with writing(pair, kinds=("records",)) as writers:
+        writers.writers[0].stop()
+        with DiskConnection(pair.lab, timeout=60) as guest:
+            guest.answer("fill large 24576")
+            guest.answer("sync")
+        pair.lab.guest_script("dmesg | grep -q 'I/O error\\|critical space'", 30)
+        assert pair.status(pair.primary)["role"] == "primary"
+        assert pair.lab.http_get("/index.html", 10)
+        writers.writers[0].verify()
+    pair.spoil()
+
+
+@pytest.mark.lab(disk_mib=64, mode="buffered", images_fs_mib={"b": 12})
+def test_secondary_disk_full(pair):
+    """By name; the primary goes on alone, and the secondary's disk is not fit for anything until it is copied."""
+    pair.spoil()
+    assert pair.primary == "a"
+    with writing(pair) as writers:
+        mark = pair.mark()
+        with DiskConnection(pair.lab, timeout=60) as guest:
+            guest.call("fill large 16384")
+            guest.call("sync")
+        status = pair.wait("a", lambda s: s["generation"] > mark.generation and s["state"] == "alone", 20, "goes on alone")
+        pair.assert_told("a", mark, "disk-fault: a disk is not replicated any more: disk disk0: secondary-disk: No space left")
+        assert not status["protected"]
+        writers.wait_more(5)
+        pair.lab.kill("a", "colod")  # nobody forbids it to be promoted but its disk
+        pair.lab.kill("a", "qemu")
+        pair.wait("b", lambda s: s["state"] == "idle" and "must not start from the disk here" in s["reason"], 20,
+                  "refuses to start")
+        assert not pair.has_qemu("b")
+
+
+@DISK
+def test_target_hangs(pair):
+    """The primary does not wait longer than for any message; the guest notices nothing but a pause."""
+    with writing(pair) as writers:
+        mark = pair.mark()
+        target = pair.lab.host(pair.secondary).plugins()["disk0-target"]
+        target.kill(signal.SIGSTOP)
+        pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
+        assert pair.lab.primary() == pair.primary
+        assert not target.is_alive(), "the process that hung is still there"
+        writers.wait_more(5)
+        writers.stop_and_verify(pair.lab)
+    wait_images_equal(pair.lab, pair.primary)
+
+
+@pytest.mark.lab(disk_mib=64, mode="buffered", overlays_fs_mib={"a": 16, "b": 16})
+def test_failover_commit_full(pair):
+    """No room for the commit record: nothing of the guest is let out until there is, and nothing is lost."""
+    ballast = f"{pair.lab.host(pair.secondary).dir}/overlays/ballast"
+    with writing(pair) as writers:
+        mark = pair.mark()
+        with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        pair.lab.kill(pair.primary, "qemu")
+        pair.wait(pair.secondary, lambda s: s["state"] == "taking-over" and "failover-commit" in s["reason"], 10,
+                  "cannot make the failover durable, and says so")
+        time.sleep(7)  # longer than the state's own deadline
+        assert pair.status(pair.secondary)["state"] == "taking-over"
+        assert pair.sniffer.count(pair.secondary, mark.ns) == 0
+        os.unlink(ballast)
+        pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
+        assert pair.lab.primary() == pair.secondary
+        writers.wait_more(5, 60)
+        writers.stop_and_verify(pair.lab)
+    wait_images_equal(pair.lab, pair.secondary)
+
+
+@pytest.mark.lab(disk_mib=64, disks=2)
+def test_two_disks(pair):
+    pair.lab.guest_script("dd if=/dev/zero of=/dev/vdb bs=64k count=16 conv=fsync 2>&1; echo second | dd of=/dev/vdb bs=4096 conv=fsync 2>&1")
+    with writing(pair) as writers:
+        mark = pair.mark()
+        pair.lab.kill(pair.primary, "qemu")
+        pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
+        writers.wait_more(5)
+        assert "second" in pair.lab.guest_script("echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vdb bs=6 count=1 2>/dev/null")
+        writers.stop_and_verify(pair.lab)
+    wait_images_equal(pair.lab, pair.secondary)
+
+
+@DISK
+def test_verify(pair):
+    """`colo verify` while the guest writes; a block changed behind our back shows."""
+    colo = [f"{pair.lab.settings.build}/colod/colo", "--socket", pair.lab.host(pair.primary).socket, "verify"]
+    with writing(pair, kinds=("records",)):
+        done = subprocess.run(colo, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "disk0: equal" in done.stdout, done.stdout + done.stderr
+    with open(pair.lab.host(pair.secondary).image(), "r+b") as image:
+        image.seek(60 << 20)
+        old = image.read(1)
+        image.seek(60 << 20)
+        image.write(bytes([old[0] ^ 1]))
+    done = subprocess.run(colo, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and f"offset {60 << 20}" in done.stdout, done.stdout + done.stderr
+    pair.spoil()

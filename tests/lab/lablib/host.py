@@ -40,6 +40,9 @@ class Host:
     def make_images(self, settings):
         for sub in ("images", "overlays"):
             os.makedirs(f"{self.dir}/{sub}", exist_ok=True)
+        for sub, sizes in (("images", settings.images_fs_mib), ("overlays", settings.overlays_fs_mib)):
+            if self.name in sizes:
+                self.mount(sub, sizes[self.name])
         for number in settings.disk_numbers():
             with open(self.image(number), "wb") as file:
                 file.truncate(settings.disk_mib << 20)

@@ -57,6 +57,8 @@ class Settings:
     disk_mib: int = 0  # no disk
     disks: int = 1  # so many of them
     overlay_mib: int = 0  # the default
+    images_fs_mib: dict = dataclasses.field(default_factory=dict)  # by host: a small file system for the images
+    overlays_fs_mib: dict = dataclasses.field(default_factory=dict)  # and for the overlays
     sync_mib: int = 0  # MiB/s; 0: no limit
     build: str = ""
     uuid: str = ""
