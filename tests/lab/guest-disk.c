@@ -30,7 +30,14 @@
 
 #include <sqlite3.h>
 
-enum { PORT = 10, LINE_BYTES = 256, NAME_BYTES = 32, RECORD_BYTES = 256, PIECE_BYTES = 64 * 1024 };
+enum {
+    BUSY_MS = 10000,
+    PORT = 10,
+    LINE_BYTES = 256,
+    NAME_BYTES = 32,
+    RECORD_BYTES = 256,
+    PIECE_BYTES = 64 * 1024
+};
 
 typedef struct Record {
     char head[24]; /* "record NUMBER\n", for a human reader */
@@ -190,6 +197,7 @@ open_db(const char *mode)
     snprintf(path, sizeof(path), "/disk/%s.db", mode);
     snprintf(pragma, sizeof(pragma), "PRAGMA journal_mode=%s; PRAGMA synchronous=FULL;", mode);
     if (sqlite3_open(path, &open_now.db) != SQLITE_OK ||
+        sqlite3_busy_timeout(open_now.db, BUSY_MS) != SQLITE_OK ||
         sqlite3_exec(open_now.db, pragma, NULL, NULL, NULL) != SQLITE_OK ||
         sqlite3_exec(open_now.db,
                      "CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, text TEXT);",
@@ -252,7 +260,8 @@ check_db(const char *mode, char *answer)
         problem = verdict;
     else if (!problem && sqlite3_exec(open_now.db, "SELECT * FROM rows ORDER BY number;", check_row,
                                       &count, NULL) != SQLITE_OK)
-        problem = "a row is missing or wrong";
+        problem = sqlite3_errcode(open_now.db) == SQLITE_ABORT ? "a row is missing or wrong"
+                                                               : sqlite3_errmsg(open_now.db);
     if (problem)
         snprintf(answer, LINE_BYTES, "error %s: %.100s (row %llu)", mode, problem,
                  (unsigned long long)count);
