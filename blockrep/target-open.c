@@ -33,8 +33,8 @@ target_assemble(Store *disk, Store *hidden, Store *active, Journal *journal, con
     g_autoptr(Overlay) hidden_overlay =
         restore(hidden, with->blocks, with->n_hidden, HIDDEN_NAME, error);
     g_autoptr(Overlay) active_overlay =
-        restore(active, with->blocks + with->n_hidden, with->n_active, ACTIVE_NAME,
-                hidden_overlay ? error : NULL);
+        restore(active, record ? record->blocks + record->n_hidden : NULL, with->n_active,
+                ACTIVE_NAME, hidden_overlay ? error : NULL);
 
     g_assert((meta->commit[0] != '\0') == (record != NULL));
     if (!hidden_overlay || !active_overlay) {

@@ -225,7 +225,8 @@ request(Model *model)
 {
     uint8_t data[DISK];
     uint64_t offset = below(model, DISK);
-    uint64_t len = 1 + below(model, (uint32_t)MIN(DISK - offset, below(model, 4) ? 200 : DISK));
+    uint32_t most = below(model, 4) ? 200 : DISK;
+    uint64_t len = 1 + below(model, MIN(DISK - (uint32_t)offset, most));
     ForwardKind kind =
         below(model, 3) ? FORWARD_WRITE : (ForwardKind)below(model, FORWARD_KIND_COUNT);
 
