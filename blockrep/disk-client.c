@@ -5,8 +5,8 @@
  *
  * A connection has one request under way. The first one asks for nothing but `status {after}`,
  * which is answered at a change, or after WATCH_MS without one: so a plugin that hangs shows
- * within WATCH_MS + silence. The others carry commands; a command that finds all busy opens one
- * more, up to LINKS_MAX, and then waits for its turn. The plugin gets a command's deadline and
+ * within WATCH_MS + silence. The second carries commands in their order. Each of the others carries
+ * one that does not wait for its turn. The plugin gets a command's deadline and
  * answers class `timeout` by itself; if not even that comes, it hangs, and the client closes.
  *
  * Everything received is somebody else's: lines are bounded, and one that is not the answer to
@@ -25,6 +25,9 @@
 #include <sys/socket.h>
 
 enum {
+    LINK_WATCH,
+    LINK_IN_TURN,
+    LINK_AT_ONCE,  /* the first of them */
     LINKS_MAX = 6, /* the plugin takes 8, and somebody may look with a tool of his own */
     QUEUE_MAX = 64,
     LINE_MAX_BYTES = 64 * 1024,
@@ -36,7 +39,9 @@ enum {
 typedef struct Request {
     char *line;
     guint64 id;
-    int64_t deadline_ns;
+    DiskUrgency urgency;
+    unsigned timeout_ms;
+    int64_t deadline_ns; /* once it is sent */
     DiskReplyFunc func;
     gpointer user_data;
     GDestroyNotify destroy;
@@ -86,7 +91,7 @@ request_new(DiskClient *client, const char *command, json_object *arguments, uns
     request->line =
         g_strconcat(json_object_to_json_string_ext(message, JSON_C_TO_STRING_PLAIN), "\n", NULL);
     json_object_put(message);
-    request->deadline_ns = clock_now_ns() + (timeout_ms + client->silence_ms) * NS_PER_MS;
+    request->timeout_ms = timeout_ms;
     return request;
 }
 
@@ -176,6 +181,8 @@ link_send(Link *link, Request *request)
     ssize_t n;
 
     link->request = request;
+    request->deadline_ns =
+        clock_now_ns() + (request->timeout_ms + link->client->silence_ms) * NS_PER_MS;
     do
         n = send(link->fd, request->line, length, MSG_NOSIGNAL);
     while (n < 0 && errno == EINTR);
@@ -246,24 +253,38 @@ link_open(DiskClient *client, Link *link)
     return 0;
 }
 
-/* Gives waiting requests to idle links, or to new ones. */
+/* An idle link for a request of this urgency, or NULL. */
+static Link *
+find_link(DiskClient *client, DiskUrgency urgency)
+{
+    int first = urgency == DISK_AT_ONCE ? LINK_AT_ONCE : LINK_IN_TURN;
+    int end = urgency == DISK_AT_ONCE ? LINKS_MAX : LINK_AT_ONCE;
+
+    for (int i = first; i < end; i++) {
+        if (!client->links[i].request)
+            return &client->links[i];
+    }
+    return NULL;
+}
+
+/* Gives waiting requests to idle links. */
 static void
 pump(DiskClient *client)
 {
-    for (int i = 1; i < LINKS_MAX && !client->broken && !g_queue_is_empty(&client->waiting); i++) {
-        Link *link = &client->links[i];
+    GList *next;
 
-        if (link->request)
-            continue;
-        if (link->fd < 0) {
-            int r = link_open(client, link);
+    for (GList *at = client->waiting.head; at && !client->broken; at = next) {
+        Request *request = at->data;
+        Link *link = find_link(client, request->urgency);
+        int r = link && link->fd < 0 ? link_open(client, link) : 0;
 
-            if (r < 0) {
-                break_off(client, DISK_ERROR_PROCESS, g_strerror(-r));
-                return;
-            }
+        next = at->next;
+        if (r < 0) {
+            break_off(client, DISK_ERROR_PROCESS, g_strerror(-r));
+        } else if (link) {
+            g_queue_delete_link(&client->waiting, at);
+            link_send(link, request);
         }
-        link_send(link, g_queue_pop_head(&client->waiting));
     }
 }
 
@@ -276,7 +297,7 @@ watch(DiskClient *client, gboolean first)
 
     if (!first)
         json_object_object_add(arguments, "after", json_object_new_int64(client->change));
-    link_send(&client->links[0], request_new(client, "status", arguments, WATCH_MS));
+    link_send(&client->links[LINK_WATCH], request_new(client, "status", arguments, WATCH_MS));
 }
 
 static void
@@ -357,7 +378,7 @@ take_answer(Link *link, const char *line, size_t length)
 
     Request *request = g_steal_pointer(&link->request);
 
-    if (link == &client->links[0]) {
+    if (link == &client->links[LINK_WATCH]) {
         request_free(request);
         if (!error)
             take_status(client, value);
@@ -375,7 +396,7 @@ take_answer(Link *link, const char *line, size_t length)
 static void
 try_to_connect(DiskClient *client)
 {
-    Link *link = &client->links[0];
+    Link *link = &client->links[LINK_WATCH];
     struct ucred peer;
     socklen_t length = sizeof(peer);
     int r = link_open(client, link);
@@ -398,7 +419,7 @@ on_timer(gpointer user_data)
     int64_t now = clock_now_ns();
 
     source_clear(&client->timer);
-    if (!client->broken && client->links[0].fd < 0)
+    if (!client->broken && client->links[LINK_WATCH].fd < 0)
         try_to_connect(client);
     for (int i = 0; i < LINKS_MAX && !client->broken; i++) {
         const Request *request = client->links[i].request;
@@ -420,7 +441,7 @@ schedule(DiskClient *client)
 
     if (client->broken)
         next = now;
-    else if (client->links[0].fd < 0)
+    else if (client->links[LINK_WATCH].fd < 0)
         next = now + RETRY_MS * NS_PER_MS;
     for (int i = 0; i < LINKS_MAX && !client->broken; i++) {
         if (client->links[i].request)
@@ -474,18 +495,19 @@ disk_client_free(DiskClient *client)
 
 void
 disk_client_send(DiskClient *client, const char *command, json_object *arguments,
-                 unsigned timeout_ms, DiskReplyFunc func, gpointer user_data,
+                 DiskUrgency urgency, unsigned timeout_ms, DiskReplyFunc func, gpointer user_data,
                  GDestroyNotify destroy)
 {
     Request *request = request_new(client, command, arguments, timeout_ms);
 
+    request->urgency = urgency;
     request->func = func;
     request->user_data = user_data;
     request->destroy = destroy;
     g_queue_push_tail(&client->waiting, request);
     if (client->waiting.length > QUEUE_MAX)
         break_off(client, DISK_ERROR_TIMEOUT, "it does not answer");
-    if (client->links[0].fd >= 0)
+    if (client->links[LINK_WATCH].fd >= 0)
         pump(client);
     schedule(client);
 }

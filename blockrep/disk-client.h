@@ -34,15 +34,19 @@ DiskClient *disk_client_new(const char *path, unsigned connect_ms, unsigned sile
 void disk_client_free(DiskClient *client);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(DiskClient, disk_client_free)
 
+typedef enum DiskUrgency {
+    DISK_IN_TURN, /* after those before it have been answered */
+    DISK_AT_ONCE, /* does not wait for them: what ends or replaces them */
+} DiskUrgency;
+
 /**
- * Sends a command, on a connection of its own if others are still waited for: one that hangs does
- * not hold up the next. @arguments: taken; NULL: none. @timeout_ms: the plugin is told, and must
+ * Sends a command. @arguments: taken; NULL: none. @timeout_ms: the plugin is told, and must
  * answer by then. @func: NULL if nobody cares. @destroy: of @user_data, after @func or when the
  * client is freed first; may be NULL.
  */
 void disk_client_send(DiskClient *client, const char *command, json_object *arguments,
-                      unsigned timeout_ms, DiskReplyFunc func, gpointer user_data,
-                      GDestroyNotify destroy);
+                      DiskUrgency urgency, unsigned timeout_ms, DiskReplyFunc func,
+                      gpointer user_data, GDestroyNotify destroy);
 
 /** The process that listens (SO_PEERCRED); 0 before the first status. */
 pid_t disk_client_pid(const DiskClient *client);

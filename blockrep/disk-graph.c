@@ -131,7 +131,9 @@ add_node(GPtrArray *argv, json_object *object)
     json_object_put(object);
 }
 
-/* The same on both hosts and in both roles: the guest must not see a difference. */
+/* The same on both hosts and in both roles: the guest must not see a difference. An error goes to
+ * the guest (QEMU's default is to stop the VM when there is no space, which would end COLO); nvme
+ * knows nothing else. */
 static void
 add_device(const Disk *disk, GPtrArray *argv)
 {
@@ -141,11 +143,12 @@ add_device(const Disk *disk, GPtrArray *argv)
     if (scsi)
         add_argument(argv, "-device", g_strdup_printf("virtio-scsi-pci,id=scsi-%s", config->name));
 
+    const char *errors = g_str_equal(config->device, "nvme") ? "" : ",werror=report,rerror=report";
     g_autofree char *bus = scsi ? g_strdup_printf(",bus=scsi-%s.0", config->name) : g_strdup("");
 
     add_argument(argv, "-device",
-                 g_strdup_printf("%s,id=dev-%s,drive=%s,serial=%s%s", config->device, config->name,
-                                 config->name, config->name, bus));
+                 g_strdup_printf("%s,id=dev-%s,drive=%s,serial=%s%s%s", config->device,
+                                 config->name, config->name, config->name, errors, bus));
 }
 
 void

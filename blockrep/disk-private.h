@@ -45,6 +45,7 @@ struct Op {
     OpFunc poll;       /* at each change of a plugin, while nothing else is waited for */
     const Plugin *on;  /* whose reply it is: fails with it */
     bool ignore_error; /* of the next reply */
+    DiskUrgency urgency;
     DiskRole role;
     uint64_t generation;
     bool first;

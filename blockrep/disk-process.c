@@ -196,16 +196,17 @@ disk_process_free(DiskProcess *process)
 
 void
 disk_process_send(DiskProcess *process, const char *command, json_object *arguments,
-                  unsigned timeout_ms, DiskReplyFunc func, gpointer user_data,
+                  DiskUrgency urgency, unsigned timeout_ms, DiskReplyFunc func, gpointer user_data,
                   GDestroyNotify destroy)
 {
-    disk_client_send(process->client, command, arguments, timeout_ms, func, user_data, destroy);
+    disk_client_send(process->client, command, arguments, urgency, timeout_ms, func, user_data,
+                     destroy);
 }
 
 void
 disk_process_end(DiskProcess *process, unsigned limit_ms)
 {
-    disk_client_send(process->client, "quit", NULL, limit_ms, NULL, NULL, NULL);
+    disk_client_send(process->client, "quit", NULL, DISK_AT_ONCE, limit_ms, NULL, NULL, NULL);
     kill_in(process, limit_ms);
 }
 

@@ -45,8 +45,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(DiskProcess, disk_process_free)
 
 /** As disk_client_send(). */
 void disk_process_send(DiskProcess *process, const char *command, json_object *arguments,
-                       unsigned timeout_ms, DiskReplyFunc func, gpointer user_data,
-                       GDestroyNotify destroy);
+                       DiskUrgency urgency, unsigned timeout_ms, DiskReplyFunc func,
+                       gpointer user_data, GDestroyNotify destroy);
 /** Orders it to quit, and kills it if it does not within @limit_ms; dead follows. */
 void disk_process_end(DiskProcess *process, unsigned limit_ms);
 /** pidfd_getfd(2) of its @index-th listening socket: a descriptor or a negative errno. */

@@ -177,8 +177,8 @@ disk_op_ask(Op *op, PluginKind kind, const char *command, json_object *arguments
     op->poll = NULL;
     op->next = next;
     op->on = plugin;
-    disk_process_send(plugin->process, command, arguments, op->disk->config.timeout_ms, on_reply,
-                      disk_op_ref(op), disk_op_unref);
+    disk_process_send(plugin->process, command, arguments, op->urgency, op->disk->config.timeout_ms,
+                      on_reply, disk_op_ref(op), disk_op_unref);
 }
 
 void
@@ -797,6 +797,7 @@ begin_alone(Op *op, uint64_t generation, OpFunc then)
     op->disk->alone_generation = op->generation = generation;
     op->disk->wants_synced = false;
     op->after_alone = then;
+    op->urgency = DISK_AT_ONCE; /* a barrier may wait for a peer that is gone */
     disk_op_poll(op, ask_alone);
 }
 
@@ -845,14 +846,15 @@ void
 disk_failover(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_data)
 {
     json_object *arguments = with_generation(generation);
+    Op *op = disk_op_new(disk, done, user_data);
 
     json_object_object_add(arguments, "until", json_object_new_string("durable"));
     /* From here on the target is started anew if it dies: if the order has reached the medium it
      * goes on with it, and if not it says so. */
     disk->failed_over = true;
     disk->committed_told = false;
-    disk_op_ask(disk_op_new(disk, done, user_data), PLUGIN_TARGET, "failover", arguments,
-                failover_durable);
+    op->urgency = DISK_AT_ONCE;
+    disk_op_ask(op, PLUGIN_TARGET, "failover", arguments, failover_durable);
 }
 
 static void

@@ -5,6 +5,7 @@
 #include "fd.h"
 
 #include <gio/gio.h>
+#include <string.h>
 #include <unistd.h>
 
 static gboolean
@@ -167,9 +168,9 @@ forward_alone(Forward *forward, uint64_t generation, gboolean first, int64_t dea
 
 /* --- connect --- */
 
-static NbdPeer *
-open_export(Forward *forward, const char *host, uint16_t port, const char *export_name,
-            int64_t deadline_ns, GError **error)
+NbdPeer *
+forward_open_export(Forward *forward, const char *host, uint16_t port, const char *export_name,
+                    int64_t deadline_ns, GError **error)
 {
     const NbdPeerConfig config = {
         .host = host,
@@ -185,18 +186,27 @@ open_export(Forward *forward, const char *host, uint16_t port, const char *expor
     return nbd_peer_connect(&config, deadline_ns, error);
 }
 
-/* What the other host's disk has that ours may not: its map into ours. */
-static gboolean
-merge_changed(Forward *forward, NbdPeer *changed, int64_t deadline_ns, GError **error)
+static bool
+is_all_ones(const uint8_t *bits, uint64_t len)
 {
-    uint64_t n = dirty_map_n_bytes(forward->map);
+    return bits[0] == 0xff && memcmp(bits, bits + 1, len - 1) == 0;
+}
+
+/* What the other host's disk has that ours may not: its map into ours. @ret_known: it says more
+ * than "anything". */
+static gboolean
+merge_changed(Forward *forward, NbdPeer *changed, int64_t deadline_ns, bool *ret_known,
+              GError **error)
+{
+    uint64_t n = dirty_map_n_bytes(forward->map), size = nbd_peer_size_bytes(changed);
     uint8_t buf[4096];
 
-    if (nbd_peer_size_bytes(changed) == 0) { /* it has none: nothing is known */
+    *ret_known = false;
+    if (size == 0) { /* it has none */
         dirty_map_mark_all(forward->map);
         return TRUE;
     }
-    if (nbd_peer_size_bytes(changed) != n) {
+    if (size != n) {
         g_set_error(error, FORWARD_ERROR, FORWARD_ERROR_FAILED,
                     "the peer's map is not that of a disk of this size");
         return FALSE;
@@ -207,6 +217,8 @@ merge_changed(Forward *forward, NbdPeer *changed, int64_t deadline_ns, GError **
         if (nbd_peer_do(changed, NBD_PEER_READ, buf, len, at, deadline_ns, error) < 0)
             return FALSE;
         dirty_map_merge_bytes(forward->map, buf, len, at);
+        /* The last byte has bits of no chunk. */
+        *ret_known = *ret_known || !is_all_ones(buf, at + len < n ? len : MAX(len - 1, 1));
     }
     return TRUE;
 }
@@ -233,22 +245,26 @@ prepare_copy(Forward *forward, uint64_t rate_limit)
 }
 
 static gboolean
-start_sync(Forward *forward, NbdPeer *peer, uint64_t generation, uint64_t rate_limit,
+start_sync(Forward *forward, NbdPeer *peer, const ForwardConnect *order, bool compare,
            GError **error)
 {
     g_autoptr(NbdPeer) owned = peer;
 
-    if (!save_meta(forward, generation, error))
+    if (!save_meta(forward, order->generation, error))
         return FALSE;
     forward_lock(forward);
 
-    ForwardFacts facts = forward_facts(forward, generation, false);
+    ForwardFacts facts = forward_facts(forward, order->generation, false);
     gboolean ok = step(forward, FORWARD_EVENT_CONNECT, &facts, error);
 
     if (ok && forward->stopping)
         ok = fail_timeout(forward, "not connected", error);
     if (ok) {
-        prepare_copy(forward, rate_limit);
+        prepare_copy(forward, order->rate_limit_bytes_s);
+        forward->compare = compare;
+        g_free(forward->peer_host);
+        forward->peer_host = g_strdup(order->host);
+        forward->peer_port = order->port;
         forward->fault = FAULT_NONE;
         forward->fault_text[0] = '\0';
         forward->mode = FORWARD_SYNCING;
@@ -271,18 +287,24 @@ translate(GError *from, GError **error)
 }
 
 static gboolean
-do_connect(Forward *forward, const char *host, uint16_t port, uint64_t generation,
-           uint64_t rate_limit, int64_t deadline_ns, GError **error)
+do_connect(Forward *forward, const ForwardConnect *order, int64_t deadline_ns, GError **error)
 {
+    const char *host = order->host;
+    uint16_t port = order->port;
     GError *local = NULL;
+    bool is_known = false;
     g_autoptr(NbdPeer) changed = NULL;
-    g_autoptr(NbdPeer) peer = open_export(forward, host, port, "target", deadline_ns, &local);
+    g_autoptr(NbdPeer) peer =
+        forward_open_export(forward, host, port, "target", deadline_ns, &local);
 
     if (!peer || !nbd_peer_check_target(peer, forward->size_bytes, &local) ||
-        !(changed = open_export(forward, host, port, "changed", deadline_ns, &local)) ||
-        !merge_changed(forward, changed, deadline_ns, &local))
+        !(changed = forward_open_export(forward, host, port, "changed", deadline_ns, &local)) ||
+        !merge_changed(forward, changed, deadline_ns, &is_known, &local))
         return translate(local, error);
-    return start_sync(forward, g_steal_pointer(&peer), generation, rate_limit, error);
+
+    bool compare = !is_known || dirty_map_was_distrusted(forward->map);
+
+    return start_sync(forward, g_steal_pointer(&peer), order, compare, error);
 }
 
 /* May it be tried? Then who gives up can interrupt it from here on. */
@@ -308,15 +330,13 @@ begin_connect(Forward *forward, uint64_t generation, GError **error)
 }
 
 gboolean
-forward_connect(Forward *forward, const char *host, uint16_t port, uint64_t generation,
-                uint64_t rate_limit_bytes_s, int64_t deadline_ns, GError **error)
+forward_connect(Forward *forward, const ForwardConnect *order, int64_t deadline_ns, GError **error)
 {
     if (!begin(forward, deadline_ns, error))
         return FALSE;
 
-    gboolean ok =
-        begin_connect(forward, generation, error) &&
-        do_connect(forward, host, port, generation, rate_limit_bytes_s, deadline_ns, error);
+    gboolean ok = begin_connect(forward, order->generation, error) &&
+                  do_connect(forward, order, deadline_ns, error);
 
     forward_lock(forward);
     forward->is_connecting = false;
@@ -379,9 +399,12 @@ forward_finish(Forward *forward, int64_t deadline_ns, GError **error)
         return FALSE;
     forward_lock(forward);
 
+    bool was_syncing = forward->mode == FORWARD_SYNCING;
     gboolean ok = do_finish(forward, deadline_ns, error);
 
     forward_unlock(forward);
+    if (ok && was_syncing)
+        (void)dirty_map_trust(forward->map); /* else it is compared once more, another time */
     end(forward);
     return ok;
 }
@@ -391,6 +414,17 @@ refuse(GError **error, const char *text)
 {
     g_set_error(error, FORWARD_ERROR, FORWARD_ERROR_REFUSED, "%s", text);
     return FALSE;
+}
+
+/* What differed is looked at while nothing is under way; few chunks, and only if there are any. */
+static void
+recheck(Forward *forward, int64_t deadline_ns)
+{
+    verify_barrier(forward->verify);
+    (void)pthread_cond_broadcast(&forward->changed);
+    while (forward->is_verifying && verify_is_rechecking(forward->verify) &&
+           forward->mode == FORWARD_MIRRORING && forward_wait(forward, deadline_ns))
+        ;
 }
 
 static gboolean
@@ -411,6 +445,8 @@ do_barrier(Forward *forward, uint64_t epoch, int64_t deadline_ns, GError **error
         if (!forward_wait(forward, deadline_ns))
             return fail_timeout(forward, "the peer did not confirm everything", error);
     }
+    if (forward->mode == FORWARD_MIRRORING && forward->is_verifying)
+        recheck(forward, deadline_ns);
     if (forward->mode != FORWARD_MIRRORING)
         return fail_lost(forward, error);
     if (clock_now_ns() - forward->settled_ns >= SETTLE_EVERY_NS && forward_settle(forward))
@@ -446,6 +482,8 @@ do_release(Forward *forward, uint64_t epoch, GError **error)
     if (!forward->is_barrier)
         forward->epoch = epoch;
     forward_queue_release(forward->queue);
+    if (forward->is_verifying)
+        verify_release(forward->verify);
     if (forward->settle == SETTLE_BARRIER)
         forward->settle = SETTLE_WANTED;
     (void)pthread_cond_broadcast(&forward->room);
@@ -461,6 +499,37 @@ forward_release(Forward *forward, uint64_t epoch, int64_t deadline_ns, GError **
     forward_lock(forward);
 
     gboolean ok = do_release(forward, epoch, error);
+
+    forward_unlock(forward);
+    end(forward);
+    return ok;
+}
+
+/* --- verify --- */
+
+static gboolean
+do_verify(Forward *forward, GError **error)
+{
+    ForwardFacts facts = forward_facts(forward, 0, false);
+
+    if (!step(forward, FORWARD_EVENT_VERIFY, &facts, error))
+        return FALSE;
+    if (forward->is_verifying)
+        return refuse(error, "a verification is under way");
+    verify_free(forward->verify);
+    forward->verify = verify_new(forward->size_bytes, forward->rate_limit, clock_now_ns());
+    forward->is_verifying = true;
+    return TRUE;
+}
+
+gboolean
+forward_verify(Forward *forward, int64_t deadline_ns, GError **error)
+{
+    if (!begin(forward, deadline_ns, error))
+        return FALSE;
+    forward_lock(forward);
+
+    gboolean ok = do_verify(forward, error);
 
     forward_unlock(forward);
     end(forward);

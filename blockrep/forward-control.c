@@ -13,6 +13,7 @@ typedef enum ForwardCommand {
     COMMAND_FINISH,
     COMMAND_BARRIER,
     COMMAND_RELEASE,
+    COMMAND_VERIFY,
     COMMAND_QUIT,
     COMMAND_COUNT,
 } ForwardCommand;
@@ -25,6 +26,7 @@ static const DiskCommand commands[] = {
     [COMMAND_FINISH] = {"finish", 0, 0},
     [COMMAND_BARRIER] = {"barrier", DISK_ARG_EPOCH, 0},
     [COMMAND_RELEASE] = {"release", DISK_ARG_EPOCH, 0},
+    [COMMAND_VERIFY] = {"verify", 0, 0},
     [COMMAND_QUIT] = {"quit", 0, 0},
 };
 static_assert(G_N_ELEMENTS(commands) == COMMAND_COUNT, "a line for each command");
@@ -66,6 +68,44 @@ add_copy(json_object *object, const ForwardStatus *status)
         add_number(object, "eta_s", status->left_bytes / status->rate_bytes_s);
     add_number(object, "copied_bytes", status->copied_bytes);
     add_number(object, "sent_bytes", status->sent_bytes);
+    add_number(object, "equal_bytes", status->equal_bytes);
+}
+
+static json_object *
+hex_json(const uint8_t *digest)
+{
+    char text[2 * CHUNK_DIGEST_BYTES + 1];
+
+    for (unsigned i = 0; i < CHUNK_DIGEST_BYTES; i++)
+        (void)g_snprintf(text + 2 * (size_t)i, 3, "%02x", digest[i]);
+    return json_object_new_string(text);
+}
+
+static json_object *
+verify_json(const VerifyStatus *status)
+{
+    json_object *object = json_object_new_object(), *list = json_object_new_array();
+
+    add(object, "state", json_object_new_string(verify_state_name(status->state)));
+    if (status->state == VERIFY_FAILED)
+        add(object, "failure", json_object_new_string(g_strerror(-status->r)));
+    add_number(object, "done_bytes", status->done_bytes);
+    add_number(object, "all_bytes", status->all_bytes);
+    add_number(object, "suspects", status->suspects);
+    add_number(object, "unsettled", status->unsettled);
+    add_number(object, "differences", status->n_differences);
+    add(object, "cut", json_object_new_boolean(status->is_cut));
+    for (unsigned i = 0; i < status->n_listed; i++) {
+        json_object *difference = json_object_new_object();
+
+        add_number(difference, "offset", status->listed[i].offset);
+        add_number(difference, "length", status->listed[i].len);
+        add(difference, "local", hex_json(status->listed[i].local));
+        add(difference, "peer", hex_json(status->listed[i].peer));
+        json_object_array_add(list, difference);
+    }
+    add(object, "listed", list);
+    return object;
 }
 
 static json_object *
@@ -91,6 +131,8 @@ status_json(Forward *forward)
     add(object, "holding", json_object_new_boolean(status.holding));
     add_number(object, "epoch", status.epoch);
     add(object, "meta", meta_json(&status.meta));
+    if (status.has_verify)
+        add(object, "verify", verify_json(&status.verify));
     add_number(object, "requests", status.requests);
     add_number(object, "sent_requests", status.sent_requests);
     add_number(object, "merged_requests", status.queue.merged);
@@ -109,8 +151,15 @@ connect_to(Forward *forward, const DiskRequest *request, int64_t deadline_ns, GE
                     "a host that is no UNIX socket needs a port");
         return FALSE;
     }
-    return forward_connect(forward, request->host, request->port, request->generation,
-                           request->rate_limit, deadline_ns, error);
+
+    const ForwardConnect connect_order = {
+        .host = request->host,
+        .port = request->port,
+        .generation = request->generation,
+        .rate_limit_bytes_s = request->rate_limit,
+    };
+
+    return forward_connect(forward, &connect_order, deadline_ns, error);
 }
 
 static gboolean
@@ -131,6 +180,8 @@ order(Forward *forward, const DiskRequest *request, int64_t deadline_ns, GError 
         return forward_barrier(forward, request->epoch, deadline_ns, error);
     case COMMAND_RELEASE:
         return forward_release(forward, request->epoch, deadline_ns, error);
+    case COMMAND_VERIFY:
+        return forward_verify(forward, deadline_ns, error);
     case COMMAND_QUIT:
         plugin_quit();
         return TRUE;

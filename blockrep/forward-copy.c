@@ -15,6 +15,7 @@ enum {
     SYNCED_CHUNKS = 16, /* 1 MiB: some 10 ms at 1 Gbit/s */
     TRIES = 16,         /* chunks looked at for one in which nothing is in flight */
     IDLE_MS = 1000,
+    MAX_FOLLOWING = 63,
 };
 
 /* --- Which --- */
@@ -91,19 +92,24 @@ begin(Forward *forward)
     }
     sector_mask_drop(forward->mask, job->chunk);
     chunk_set_remove(forward->lacking, job->chunk, job->len);
+    at = job->chunk + CHUNK_BYTES;
+    while (job->n_following < MAX_FOLLOWING && at < forward->size_bytes &&
+           chunk_set_has(forward->lacking, at)) {
+        job->n_following++;
+        at += CHUNK_BYTES;
+    }
     return job;
 }
 
 /* --- Reading, without the lock --- */
 
-static int
-read_chunk(const Forward *forward, CopyJob *job)
+int
+forward_read_disk(const Forward *forward, uint8_t *buf, uint64_t len, uint64_t offset)
 {
     uint64_t done = 0;
 
-    while (done < job->len) {
-        ssize_t n =
-            pread(forward->disk_fd, job->buf + done, job->len - done, (off_t)(job->chunk + done));
+    while (done < len) {
+        ssize_t n = pread(forward->disk_fd, buf + done, len - done, (off_t)(offset + done));
 
         if (n < 0 && errno == EINTR)
             continue;
@@ -131,11 +137,13 @@ look_for_zeros(CopyJob *job)
 /* --- Progress --- */
 
 static void
-count_copied(Forward *forward, const CopyJob *job)
+count_copied(Forward *forward, const CopyJob *job, bool is_equal)
 {
     int64_t now_ns = clock_now_ns(), age_ns = now_ns - forward->rate_ns;
 
     forward->copied_bytes += job->len;
+    if (is_equal)
+        forward->equal_bytes += job->len;
     for (unsigned i = 0; i < job->n_runs; i++)
         forward->sent_bytes += job->runs[i].is_zero ? 0 : job->runs[i].len;
     if (age_ns >= NS_PER_S) {
@@ -184,10 +192,9 @@ must_pause(const Forward *forward)
 }
 
 static void
-wait_for_work(Forward *forward)
+wait_for_work(Forward *forward, int64_t until_ns)
 {
-    int64_t until_ns = clock_now_ns() + IDLE_MS * NS_PER_MS;
-
+    until_ns = MIN(until_ns, clock_now_ns() + IDLE_MS * NS_PER_MS);
     if (must_pause(forward))
         until_ns = MIN(until_ns, forward->copy_not_before_ns);
     if (chunk_set_count(forward->delayed) > 0)
@@ -196,13 +203,17 @@ wait_for_work(Forward *forward)
 }
 
 static void
-copy_one(Forward *forward, CopyJob *job)
+copy_one(Forward *forward, Digests *digests, CopyJob *job)
 {
+    bool compare = forward->compare, is_equal = false;
+
     forward_unlock(forward);
 
-    int r = read_chunk(forward, job);
+    int r = forward_read_disk(forward, job->buf, job->len, job->chunk);
 
-    if (r == 0)
+    if (r == 0 && compare)
+        is_equal = digests_equal(forward, digests, job);
+    if (r == 0 && !is_equal)
         look_for_zeros(job);
     forward_lock(forward);
     if (!forward->is_connected)
@@ -211,7 +222,9 @@ copy_one(Forward *forward, CopyJob *job)
         forward_lose(forward, FAULT_PRIMARY_DISK, g_strerror(-r));
         return;
     }
-    count_copied(forward, job);
+    if (is_equal)
+        job->n_runs = 0;
+    count_copied(forward, job, is_equal);
     job->state = COPY_READY;
     forward_wake(forward);
 }
@@ -220,21 +233,29 @@ void *
 forward_copy_run(void *user_data)
 {
     Forward *forward = user_data;
+    Digests *digests = digests_new();
 
     forward_lock(forward);
     forward->rate_ns = clock_now_ns();
     while (forward->is_connected) {
+        int64_t when_ns = INT64_MAX;
+
         if (chunk_set_count(forward->delayed) > 0 && clock_now_ns() >= forward->delayed_until_ns)
             chunk_set_clear(forward->delayed);
 
         CopyJob *job = must_pause(forward) ? NULL : begin(forward);
 
+        if (!job && !is_busy(forward))
+            say_synced(forward); /* there may have been nothing to copy */
         if (job)
-            copy_one(forward, job);
-        else
-            wait_for_work(forward);
+            copy_one(forward, digests, job);
+        else if (!forward_verify_some(forward, digests, &when_ns))
+            wait_for_work(forward, when_ns);
+        if (forward->mode == FORWARD_MIRRORING && !forward->is_verifying)
+            digests_close(digests);
     }
     forward_unlock(forward);
+    digests_free(digests);
     return NULL;
 }
 
@@ -287,7 +308,8 @@ forward_copy_reset(Forward *forward)
     }
     sector_mask_clear(forward->mask);
     forward->cursor = 0;
-    forward->copied_bytes = forward->sent_bytes = forward->rate_bytes_s = 0;
+    forward->copied_bytes = forward->sent_bytes = forward->equal_bytes = 0;
+    forward->rate_bytes_s = 0;
     forward->rate_from_bytes = 0;
     forward->copy_not_before_ns = 0;
 }

@@ -39,6 +39,9 @@ forward_lose(Forward *forward, Fault fault, const char *text)
     forward->mode = mode;
     forward->is_connected = false;
     forward->synced = false;
+    if (forward->is_verifying)
+        verify_cancel(forward->verify);
+    forward->is_verifying = false;
     forward->fault = fault;
     if (fault != FAULT_NONE)
         (void)g_snprintf(forward->fault_text, sizeof(forward->fault_text), "%s: %s",

@@ -193,6 +193,7 @@ forward_after_fork(void)
     g_autoptr(GError) error = NULL;
     sigset_t all, before;
 
+    plugin_outlive_parent();
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
     if (start_alone(&error))

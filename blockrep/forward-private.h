@@ -28,6 +28,7 @@
 #include "journal.h"
 #include "nbd-peer.h"
 #include "sector-mask.h"
+#include "verify.h"
 
 #include <pthread.h>
 
@@ -44,7 +45,8 @@ typedef struct CopyJob {
     CopyState state;
     ForwardEntry *reserved; /* keeps the guest's writes behind it */
     uint64_t chunk, len;
-    uint8_t *buf; /* CHUNK_BYTES */
+    uint64_t n_following; /* chunks behind it that will be copied too */
+    uint8_t *buf;         /* CHUNK_BYTES */
     struct {
         uint64_t offset, len;
         bool is_zero;
@@ -72,6 +74,8 @@ typedef struct Ticket {
     Done done;
     bool is_used;
 } Ticket;
+
+typedef struct Digests Digests; /* the copy's thread's: the peer's, and the connection for them */
 
 struct Forward {
     uint64_t size_bytes;
@@ -116,10 +120,16 @@ struct Forward {
     int64_t delayed_until_ns;
     SectorMask *mask;
     CopyJob jobs[COPY_JOBS];
+    char *peer_host; /* of the connection; constant while it lasts */
+    uint16_t peer_port;
+    bool compare; /* chunks are marked for want of knowledge: compare before they are sent */
     bool finishing, synced;
-    uint64_t cursor, rate_limit, copied_bytes, sent_bytes, rate_bytes_s;
+    uint64_t cursor, rate_limit, copied_bytes, sent_bytes, equal_bytes, rate_bytes_s;
     int64_t rate_ns, copy_not_before_ns; /* rate: since when; limit: until when it has to wait */
     uint64_t rate_from_bytes;
+
+    Verify *verify;    /* the last, or NULL */
+    bool is_verifying; /* it is at work */
 };
 
 void forward_lock(Forward *forward);
@@ -147,6 +157,21 @@ void forward_link_stop(Forward *forward);
 /** What is confirmed may be unmarked after the next flush, if no other one is under way. With the
  * lock held. True: forward->flushing has it. */
 bool forward_settle(Forward *forward);
+
+/** A connection to one of the peer's exports. Without the lock. */
+NbdPeer *forward_open_export(Forward *forward, const char *host, uint16_t port,
+                             const char *export_name, int64_t deadline_ns, GError **error);
+/** Reads from this host's disk. Negative errno. */
+int forward_read_disk(const Forward *forward, uint8_t *buf, uint64_t len, uint64_t offset);
+
+Digests *digests_new(void);
+void digests_free(Digests *digests);
+void digests_close(Digests *digests);
+/** What the job has read is what the peer has. Without the lock. */
+bool digests_equal(Forward *forward, Digests *digests, const CopyJob *job);
+/** One step, if there is one. False: not now; *@ret_when_ns may have been set. With the lock held,
+ * which it leaves for a while. */
+bool forward_verify_some(Forward *forward, Digests *digests, int64_t *ret_when_ns);
 
 void *forward_copy_run(void *forward);
 /** A run of @job is confirmed. With the lock held. */

@@ -119,6 +119,7 @@ forward_free(Forward *forward)
     forward_stop(forward);
     for (int i = 0; i < COPY_JOBS; i++)
         g_free(forward->jobs[i].buf);
+    verify_free(forward->verify);
     sector_mask_free(forward->mask);
     for (int i = 0; i < 2; i++)
         chunk_set_free(forward->recent[i]);
@@ -141,6 +142,7 @@ forward_free(Forward *forward)
     g_free(forward->tls_ca);
     g_free(forward->tls_cert);
     g_free(forward->tls_key);
+    g_free(forward->peer_host);
     g_free(forward);
 }
 
@@ -250,6 +252,8 @@ mark(Forward *forward, uint64_t offset, uint64_t len)
     chunk_set_remove(forward->confirmed, offset, len);
     chunk_set_remove(forward->flushing, offset, len);
     forward_note_recent(forward, offset, len);
+    if (forward->is_verifying)
+        verify_written(forward->verify, offset, len);
 }
 
 /* How much of the request, from its front, the copy and the queue have to be told of in one step:
@@ -339,11 +343,15 @@ forward_status(Forward *forward, ForwardStatus *ret_status)
         .left_bytes = chunk_set_count(forward->lacking) * CHUNK_BYTES,
         .copied_bytes = forward->copied_bytes,
         .sent_bytes = forward->sent_bytes,
+        .equal_bytes = forward->equal_bytes,
         .rate_bytes_s = forward->rate_bytes_s,
         .requests = forward->requests,
         .sent_requests = forward->sent_requests,
         .flushes = forward->flushes,
+        .has_verify = forward->verify != NULL,
     };
+    if (forward->verify)
+        verify_status(forward->verify, &ret_status->verify);
     (void)g_strlcpy(ret_status->fault_text, forward->fault_text, sizeof(ret_status->fault_text));
     forward_queue_status(forward->queue, &ret_status->queue);
     forward_unlock(forward);

@@ -6,6 +6,7 @@
 #include "fault.h"
 #include "forward-fsm.h"
 #include "forward-queue.h"
+#include "verify.h"
 
 /* All calls: any thread; commands block up to their deadline (clock_now_ns()). */
 typedef struct Forward Forward;
@@ -50,11 +51,20 @@ void forward_change(Forward *forward, ForwardKind kind, uint64_t offset, uint64_
 /* The commands: docs/block.md, "Control"; forward-fsm.h says which are allowed when. */
 gboolean forward_alone(Forward *forward, uint64_t generation, gboolean first, int64_t deadline_ns,
                        GError **error);
-gboolean forward_connect(Forward *forward, const char *host, uint16_t port, uint64_t generation,
-                         uint64_t rate_limit_bytes_s, int64_t deadline_ns, GError **error);
+
+typedef struct ForwardConnect {
+    const char *host; /* as NbdPeerConfig */
+    uint16_t port;
+    uint64_t generation;
+    uint64_t rate_limit_bytes_s; /* of the copy; 0: none */
+} ForwardConnect;
+
+gboolean forward_connect(Forward *forward, const ForwardConnect *order, int64_t deadline_ns,
+                         GError **error);
 gboolean forward_finish(Forward *forward, int64_t deadline_ns, GError **error);
 gboolean forward_barrier(Forward *forward, uint64_t epoch, int64_t deadline_ns, GError **error);
 gboolean forward_release(Forward *forward, uint64_t epoch, int64_t deadline_ns, GError **error);
+gboolean forward_verify(Forward *forward, int64_t deadline_ns, GError **error);
 
 typedef struct ForwardStatus {
     ForwardMode mode;
@@ -69,9 +79,12 @@ typedef struct ForwardStatus {
     uint64_t left_bytes;              /* the peer lacks: syncing */
     uint64_t copied_bytes;            /* looked at since `connect` */
     uint64_t sent_bytes;              /* of them */
+    uint64_t equal_bytes;             /* the peer had them already */
     uint64_t rate_bytes_s;            /* of the copy */
     uint64_t requests, sent_requests; /* of the guest; to the peer */
     uint64_t flushes;
+    gboolean has_verify;
+    VerifyStatus verify; /* the last */
 } ForwardStatus;
 
 void forward_status(Forward *forward, ForwardStatus *ret_status);

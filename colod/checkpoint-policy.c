@@ -22,13 +22,10 @@ const char *
 checkpoint_cause_name(CheckpointCause cause)
 {
     static const char *const names[] = {
-        [CAUSE_OPERATOR] = "operator",
-        [CAUSE_HELD_BYTES] = "held-bytes",
-        [CAUSE_LOST] = "lost-frames",
-        [CAUSE_DIVERGENCE] = "divergence",
-        [CAUSE_TIMEOUT] = "compare-timeout",
-        [CAUSE_INTERVAL] = "interval",
-        [CAUSE_QEMU] = "qemu",
+        [CAUSE_OPERATOR] = "operator",     [CAUSE_HELD_BYTES] = "held-bytes",
+        [CAUSE_OVERLAY] = "overlay",       [CAUSE_LOST] = "lost-frames",
+        [CAUSE_DIVERGENCE] = "divergence", [CAUSE_TIMEOUT] = "compare-timeout",
+        [CAUSE_INTERVAL] = "interval",     [CAUSE_QEMU] = "qemu",
     };
 
     static_assert(sizeof(names) / sizeof(names[0]) == N_CAUSES, "a cause has no name");

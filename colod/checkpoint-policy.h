@@ -9,6 +9,7 @@
 typedef enum CheckpointCause {
     CAUSE_OPERATOR,
     CAUSE_HELD_BYTES, /* held output, or the engine's memory, came near its bound */
+    CAUSE_OVERLAY,    /* what the guests wrote since the last came near its bound */
     CAUSE_LOST,       /* frames of the guest were lost before we saw them */
     CAUSE_DIVERGENCE, /* both guests spoke, and differ */
     CAUSE_TIMEOUT,    /* one guest spoke, and the other did not in time */

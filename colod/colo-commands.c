@@ -15,6 +15,7 @@
 enum {
     CONNECT_TIMEOUT_MS = 2000,
     WATCH_MS = 1000,
+    VERIFY_POLL_MS = 200,
     /* colod is asked to give up a little before we do, so that its reason is what is shown. */
     ANSWER_MARGIN_MS = 500,
     STEP_MAX = 7, /* of a checkpoint, docs/ARCHITECTURE.md */
@@ -326,6 +327,66 @@ colo_run_checkpoint(const ColoOptions *options, G_GNUC_UNUSED char **args)
                  epoch ? json_object_get_string(epoch) : "(no number)");
     json_object_put(value);
     return COLO_EXIT_DONE;
+}
+
+/* --- verify --- */
+
+/* Whether all disks are through; -1: the answer is not what it must be. */
+static int
+verify_is_over(json_object *status)
+{
+    json_object *disks = json_object_object_get(status, "disks");
+
+    if (!json_object_is_type(disks, json_type_array))
+        return -1;
+    for (size_t i = 0; i < json_object_array_length(disks); i++) {
+        g_autofree char *state = colo_status_verify_state(json_object_array_get_idx(disks, i));
+
+        if (!state || g_str_equal(state, "running"))
+            return state ? 0 : -1;
+    }
+    return 1;
+}
+
+static json_object *
+wait_verified(const ColoOptions *options, int64_t deadline_ns, GError **error)
+{
+    for (;;) {
+        json_object *status = call(options, "status", NULL, error);
+        int over = status ? verify_is_over(status) : 0;
+
+        if (!status || over > 0)
+            return status;
+        json_object_put(status);
+        if (over < 0 || clock_now_ns() > deadline_ns) {
+            g_set_error(error, COLO_CLIENT_ERROR, COLO_CLIENT_ERROR_ANSWER,
+                        over < 0 ? "the comparison has ended before its end"
+                                 : "not through in time; `colo status` shows how far it is");
+            return NULL;
+        }
+        (void)poll(NULL, 0, VERIFY_POLL_MS);
+    }
+}
+
+int
+colo_run_verify(const ColoOptions *options, G_GNUC_UNUSED char **args)
+{
+    const int64_t deadline_ns = deadline_in(options->timeout_ms);
+    g_autoptr(GError) error = NULL;
+    json_object *begun = call(options, "verify", NULL, &error);
+    json_object *status = begun ? wait_verified(options, deadline_ns, &error) : NULL;
+    gboolean equal = FALSE;
+
+    if (begun)
+        json_object_put(begun);
+    if (!status)
+        return report(error);
+
+    g_autofree char *text = colo_status_verify_text(status, &equal);
+
+    (void)fputs(text, stdout);
+    json_object_put(status);
+    return equal ? COLO_EXIT_DONE : COLO_EXIT_FAILED;
 }
 
 /* Asks at the terminal. Without one, only --yes says yes. */

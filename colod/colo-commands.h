@@ -22,6 +22,7 @@ int colo_run_status(const ColoOptions *options, char **args);
 int colo_run_events(const ColoOptions *options, char **args);
 int colo_run_explain(const ColoOptions *options, char **args);
 int colo_run_checkpoint(const ColoOptions *options, char **args);
+int colo_run_verify(const ColoOptions *options, char **args);
 int colo_run_failover(const ColoOptions *options, char **args);
 int colo_run_protect(const ColoOptions *options, char **args);
 int colo_run_unprotect(const ColoOptions *options, char **args);

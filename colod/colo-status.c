@@ -273,6 +273,133 @@ add_network(GString *text, GString *row, json_object *status)
     add_compare(text, row, status);
 }
 
+/* --- disks --- */
+
+static void
+add_overlay(GString *row, json_object *disk, const char *name, const char *path)
+{
+    g_autofree char *used_path = g_strconcat(path, ".used_bytes", NULL);
+    g_autofree char *limit_path = g_strconcat(path, ".limit_bytes", NULL);
+    int64_t used, limit;
+
+    if (!number_at(disk, used_path, &used) || !number_at(disk, limit_path, &limit))
+        return;
+
+    g_autofree char *used_text = format_bytes(used);
+    g_autofree char *limit_text = format_bytes(limit);
+
+    add(row, "%s %s of %s", name, used_text, limit_text);
+}
+
+static void
+add_copy(GString *row, json_object *disk)
+{
+    int64_t rate;
+
+    if (!at(disk, "sync_percent"))
+        return;
+    add_text(row, disk, "sync_percent", "", " % copied");
+    add_bytes(row, disk, "forwarder.left_bytes", " left");
+    if (number_at(disk, "forwarder.rate_bytes_s", &rate) && rate > 0)
+        add_bytes(row, disk, "forwarder.rate_bytes_s", "/s");
+    add_text(row, disk, "forwarder.eta_s", "", " s to go");
+}
+
+static void
+add_disk(GString *text, GString *row, json_object *disk)
+{
+    g_autofree char *name = text_at(disk, "name");
+    g_autofree char *verify = colo_status_verify_state(disk);
+    g_autofree char *target = text_at(disk, "target.mode");
+    int64_t backlog;
+
+    /* A mirror's standing is that of a disk which must not be started from: as it should be. */
+    if (g_strcmp0(target, "mirroring") == 0)
+        add(row, "mirror of the other host's");
+    else if (true_at(disk, "standing.committing"))
+        add(row, "committing a failover");
+    else
+        add(row, "%s", true_at(disk, "standing.up_to_date") ? "UpToDate" : "not UpToDate");
+    add_text(row, disk, "standing.generation", "generation ", "");
+    add_text(row, disk, "forwarder.mode", "forwarder ", "");
+    if (target)
+        add(row, "target %s", target);
+    else
+        add_text(row, disk, "standing.reason", "", "");
+    end_row(text, name ? name : "disk", row);
+    add_copy(row, disk);
+    end_row(text, "  copy", row);
+    if (number_at(disk, "forwarder.queued_bytes", &backlog) && backlog > 0)
+        add_bytes(row, disk, "forwarder.queued_bytes", " on their way");
+    add_overlay(row, disk, "hidden", "target.hidden");
+    add_overlay(row, disk, "active", "target.active");
+    if (verify)
+        add(row, "comparison %s", verify);
+    end_row(text, "  use", row);
+}
+
+static void
+add_disks(GString *text, GString *row, json_object *status)
+{
+    json_object *disks = at(status, "disks");
+
+    for (size_t i = 0;
+         json_object_is_type(disks, json_type_array) && i < json_object_array_length(disks); i++)
+        add_disk(text, row, json_object_array_get_idx(disks, i));
+}
+
+char *
+colo_status_verify_state(json_object *disk)
+{
+    return text_at(disk, "forwarder.verify.state");
+}
+
+static gboolean
+add_verified(GString *text, json_object *disk)
+{
+    g_autofree char *name = text_at(disk, "name");
+    g_autofree char *state = colo_status_verify_state(disk);
+    json_object *list = at(disk, "forwarder.verify.listed");
+    int64_t differences = 0, unsettled = 0, all = 0;
+    const gboolean counted = number_at(disk, "forwarder.verify.differences", &differences) &&
+                             number_at(disk, "forwarder.verify.unsettled", &unsettled) &&
+                             number_at(disk, "forwarder.verify.all_bytes", &all);
+    const gboolean done = counted && g_strcmp0(state, "done") == 0;
+    g_autofree char *size = format_bytes(all);
+
+    if (done && differences == 0 && unsettled == 0)
+        g_string_append_printf(text, "%s: equal, %s\n", name, size);
+    else if (done)
+        g_string_append_printf(text, "%s: %" PRId64 " differences, %" PRId64 " undecided, in %s\n",
+                               name, differences, unsettled, size);
+    else
+        g_string_append_printf(text, "%s: %s\n", name, state ? state : "not compared");
+    for (size_t i = 0;
+         json_object_is_type(list, json_type_array) && i < json_object_array_length(list); i++) {
+        json_object *difference = json_object_array_get_idx(list, i);
+        g_autofree char *offset = text_at(difference, "offset");
+        g_autofree char *length = text_at(difference, "length");
+
+        g_string_append_printf(text, "  offset %s, length %s\n", offset ? offset : "?",
+                               length ? length : "?");
+    }
+    return done && differences == 0 && unsettled == 0;
+}
+
+char *
+colo_status_verify_text(json_object *status, gboolean *ret_equal)
+{
+    GString *text = g_string_new(NULL);
+    json_object *disks = at(status, "disks");
+    const size_t n =
+        json_object_is_type(disks, json_type_array) ? json_object_array_length(disks) : 0;
+
+    *ret_equal = n > 0;
+    for (size_t i = 0; i < n; i++)
+        *ret_equal &= add_verified(text, json_object_array_get_idx(disks, i));
+    return g_string_free(text, FALSE);
+}
+
 char *
 colo_status_text(json_object *status)
 {
@@ -286,6 +413,7 @@ colo_status_text(json_object *status)
     add_qemu(text, row, status);
     add_checkpoint(text, row, status);
     add_network(text, row, status);
+    add_disks(text, row, status);
     return g_string_free(text, FALSE);
 }
 

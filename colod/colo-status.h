@@ -13,6 +13,12 @@
 /** The whole of `colo status`, several lines. */
 char *colo_status_text(json_object *status);
 
+/** What the comparison of a disk (of status' `disks`) has come to; NULL: there is none. */
+char *colo_status_verify_state(json_object *disk);
+
+/** The result of `colo verify`: a line per disk, and one per difference. */
+char *colo_status_verify_text(json_object *status, gboolean *ret_equal);
+
 /** Protection, role and generation in one line without newline: changes only when they do. */
 char *colo_status_line(json_object *status);
 

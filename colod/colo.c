@@ -73,6 +73,7 @@ static const Command commands[] = {
     {"explain", "[--save DIR] [--json]", "why checkpoints happen, and what to change",
      OPTION_SAVE | OPTION_JSON, 0, colo_run_explain},
     {"checkpoint", "", "make one now and wait until it is committed", 0, 0, colo_run_checkpoint},
+    {"verify", "", "compare the disks of both hosts while the guest runs", 0, 0, colo_run_verify},
     {"failover", "[--yes]", "let this host go on", OPTION_YES, 0, colo_run_failover},
     {"protect", "", "protect the VM", 0, 0, colo_run_protect},
     {"unprotect", "", "run the VM without protection", 0, 0, colo_run_unprotect},

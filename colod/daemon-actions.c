@@ -42,6 +42,7 @@ daemon_close_gate(Daemon *d)
         (void)g_unlink(d->migration_path);
     daemon_clear_source(&d->migration_accept);
     fd_clear(&d->migration_fd);
+    g_clear_object(&d->incoming_stream);
     g_clear_pointer(&d->gate, gate_free);
 }
 
@@ -69,14 +70,32 @@ enlarge_buffers(int fd)
     (void)setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof(bytes));
 }
 
+/* QEMU stands still from the moment somebody connects until the stream's first bytes are there, so
+ * nobody does while the disks are copied. FALSE: it failed. */
+static gboolean
+open_secondary_gate(Daemon *d)
+{
+    g_autoptr(GIOStream) stream = g_steal_pointer(&d->incoming_stream);
+    g_autoptr(GError) error = NULL;
+    GateConfig config = daemon_gate_config(d);
+    auto_fd int fd = fd_unix_connect(d->migration_path);
+
+    if (fd < 0) {
+        error = g_error_new(VM_ERROR, VM_ERROR_QMP, "%s: %s", d->migration_path, g_strerror(-fd));
+        fail_vm(d, "QEMU's migration socket", error);
+        return FALSE;
+    }
+    enlarge_buffers(fd);
+    d->gate = gate_secondary_new(fd_steal(&fd), stream, &config, &daemon_gate_handlers, d);
+    return TRUE;
+}
+
 static void
 on_listening(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
 {
     Daemon *d = user_data;
     g_autoptr(GError) own_error = NULL;
     g_autoptr(GIOStream) stream = NULL;
-    GateConfig config = daemon_gate_config(d);
-    auto_fd int fd = -1;
 
     if (d->state != PAIR_INCOMING_START)
         return;
@@ -98,17 +117,17 @@ on_listening(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
         daemon_renew_link(d, "no checkpoint channel left");
         return;
     }
-    fd = fd_unix_connect(d->migration_path);
-    if (fd < 0) {
-        own_error =
-            g_error_new(VM_ERROR, VM_ERROR_QMP, "%s: %s", d->migration_path, g_strerror(-fd));
-        fail_vm(d, "QEMU's migration socket", own_error);
-        return;
-    }
-    enlarge_buffers(fd);
     daemon_network_stand_by(d);
-    d->gate = gate_secondary_new(fd_steal(&fd), stream, &config, &daemon_gate_handlers, d);
-    daemon_event(d, PAIR_EVENT_VM_READY);
+    d->incoming_stream = g_steal_pointer(&stream);
+    if (d->facts.has_disks || open_secondary_gate(d))
+        daemon_event(d, PAIR_EVENT_VM_READY);
+}
+
+void
+daemon_peer_migrates(Daemon *d)
+{
+    if (d->state == PAIR_INCOMING && d->gate == NULL && d->incoming_stream != NULL)
+        (void)open_secondary_gate(d);
 }
 
 static gboolean
@@ -186,6 +205,23 @@ on_vm_adopted(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
     Daemon *d = user_data;
 
     if (error == NULL && d->state == PAIR_ADOPTING)
+        daemon_disks_adopt(d);
+}
+
+static void
+fail_disks(Daemon *d, const char *problem)
+{
+    g_autoptr(GError) error = g_error_new_literal(VM_ERROR, VM_ERROR_START, problem);
+
+    fail_vm(d, "disks", error);
+}
+
+void
+daemon_disks_adopted(Daemon *d, const char *problem)
+{
+    if (problem != NULL)
+        fail_disks(d, problem);
+    else
         daemon_event(d, PAIR_EVENT_VM_READY);
 }
 
@@ -209,6 +245,8 @@ on_vm_ready(Vm *vm, gpointer user_data)
     else if (d->state == PAIR_ADOPTING)
         /* colod may have died between winning a claim and getting QEMU out of COLO. */
         vm_leave_colo(vm, on_vm_adopted, d);
+    else if (d->state == PAIR_ADOPT_CLAIM)
+        daemon_disks_adopt(d);
     else
         daemon_event(d, PAIR_EVENT_VM_READY);
 }
@@ -278,6 +316,7 @@ static void
 start_vm(Daemon *d, gboolean incoming)
 {
     g_autoptr(GError) error = NULL;
+    g_autoptr(GPtrArray) disks = daemon_disks_arguments(d, incoming);
     VmTapFds fds[CONFIG_MAX_NICS];
 
     d->facts.off_wanted = FALSE;
@@ -288,7 +327,7 @@ start_vm(Daemon *d, gboolean incoming)
     for (unsigned i = 0; i < d->config->n_nics; i++)
         for (unsigned queue = 0; queue < CONFIG_MAX_QUEUES; queue++)
             fds[i].queues[queue] = proxy_take_guest_fd(d->proxy, i, queue);
-    d->vm = vm_start(d->config, d->run_dir, fds, NULL, incoming, &vm_handlers, d, &error);
+    d->vm = vm_start(d->config, d->run_dir, fds, disks, incoming, &vm_handlers, d, &error);
     for (unsigned i = 0; i < d->config->n_nics; i++)
         for (unsigned queue = 0; queue < CONFIG_MAX_QUEUES; queue++)
             fd_clear(&fds[i].queues[queue]);
@@ -299,13 +338,26 @@ start_vm(Daemon *d, gboolean incoming)
     remember_vm(d);
 }
 
+void
+daemon_disks_started(Daemon *d, const char *problem)
+{
+    const gboolean incoming = d->state == PAIR_INCOMING_START;
+
+    if (!incoming && d->state != PAIR_STARTING)
+        return;
+    if (problem != NULL)
+        fail_disks(d, problem);
+    else
+        start_vm(d, incoming);
+}
+
 static void
 on_incoming_saved(Daemon *d, gboolean saved, gpointer user_data G_GNUC_UNUSED)
 {
     if (d->state != PAIR_INCOMING_START)
         return;
     if (saved)
-        start_vm(d, TRUE);
+        daemon_disks_start(d, TRUE);
     else
         daemon_event(d, PAIR_EVENT_VM_DEAD);
 }
@@ -380,6 +432,7 @@ daemon_forget_vm(Daemon *d)
     daemon_close_gate(d);
     g_clear_pointer(&d->vm, vm_free);
     g_clear_pointer(&d->proxy, proxy_free);
+    daemon_disks_stop(d);
     if (d->wanted_state.qemu_pid != 0) {
         d->wanted_state.qemu_pid = 0;
         daemon_save(d, NULL, NULL);
@@ -398,9 +451,7 @@ on_probe(Vm *vm G_GNUC_UNUSED, const GError *error, gpointer user_data)
 static void
 on_left_colo(Vm *vm G_GNUC_UNUSED, const GError *error G_GNUC_UNUSED, gpointer user_data)
 {
-    Daemon *d = user_data;
-
-    daemon_event(d, PAIR_EVENT_VM_RUNNING);
+    daemon_disks_vm_left(user_data);
 }
 
 static void
@@ -420,12 +471,15 @@ detach_gate(Daemon *d)
 {
     if (d->gate != NULL)
         gate_detach_peer(d->gate);
+    else if (d->incoming_stream != NULL)
+        daemon_event(d, PAIR_EVENT_GATE_PEER);
 }
 
 static void
 leave_colo(Daemon *d)
 {
     daemon_close_gate(d);
+    daemon_disks_leave(d);
     vm_leave_colo(d->vm, on_left_colo, d);
 }
 
@@ -434,7 +488,7 @@ daemon_act(Daemon *d, PairAction action)
 {
     switch (action) {
     case PAIR_ACTION_START_VM:
-        start_vm(d, FALSE);
+        daemon_disks_start(d, FALSE);
         break;
     case PAIR_ACTION_START_INCOMING:
         start_incoming(d);
@@ -477,6 +531,9 @@ daemon_act(Daemon *d, PairAction action)
         break;
     case PAIR_ACTION_SEND_PREPARE_FAILED:
         daemon_send_generation(d, PEER_MESSAGE_PREPARE_FAILED, d->facts.generation, d->detail);
+        break;
+    case PAIR_ACTION_CONNECT_DISKS:
+        daemon_disks_connect(d);
         break;
     case PAIR_ACTION_START_MIGRATION:
         start_migration(d);

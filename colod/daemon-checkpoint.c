@@ -250,10 +250,7 @@ at_request(Daemon *d)
 static void
 on_marked(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
 {
-    Daemon *d = user_data;
-
-    if (d->gate != NULL && gate_stands_at(d->gate, GATE_POINT_MARK))
-        gate_continue(d->gate, GATE_POINT_MARK);
+    daemon_disks_proxy_ready(user_data);
 }
 
 static void
@@ -277,14 +274,11 @@ on_paused(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
 static void
 on_begun(Proxy *proxy G_GNUC_UNUSED, gpointer user_data)
 {
-    Daemon *d = user_data;
-
-    if (d->gate != NULL && gate_stands_at(d->gate, GATE_POINT_COMMIT))
-        gate_continue(d->gate, GATE_POINT_COMMIT);
+    daemon_disks_proxy_ready(user_data);
 }
 
 static void
-on_point(Gate *gate, GatePoint point, guint64 epoch, gpointer user_data)
+on_point(Gate *gate G_GNUC_UNUSED, GatePoint point, guint64 epoch, gpointer user_data)
 {
     Daemon *d = user_data;
 
@@ -293,12 +287,13 @@ on_point(Gate *gate, GatePoint point, guint64 epoch, gpointer user_data)
         daemon_network_arm(d, on_output_held);
         break;
     case GATE_POINT_STATE:
-        gate_continue(gate, point);
+        daemon_disks_at_point(d, point, epoch);
         break;
     case GATE_POINT_REQUEST:
         at_request(d);
         break;
     case GATE_POINT_MARK:
+        daemon_disks_at_point(d, point, epoch);
         proxy_mark(d->proxy, epoch, on_marked, d);
         break;
     case GATE_POINT_QUIESCE:
@@ -308,6 +303,7 @@ on_point(Gate *gate, GatePoint point, guint64 epoch, gpointer user_data)
         daemon_network_pause(d, on_paused);
         break;
     case GATE_POINT_COMMIT:
+        daemon_disks_at_point(d, point, epoch);
         daemon_network_commit(d, epoch, on_begun);
         break;
     case GATE_N_POINTS:
@@ -333,6 +329,7 @@ committed_on_primary(Daemon *d, guint64 epoch)
     Checkpoints *c = &d->checkpoints;
     ControlRequest *request;
 
+    daemon_disks_release(d, epoch);
     proxy_release(d->proxy, epoch, daemon_network_lease_ns(d), on_lease_expired, d);
     c->commit_ns = clock_now_ns();
     c->count++;
@@ -371,8 +368,10 @@ on_notice(Gate *gate, GateNotice notice, guint64 epoch, gpointer user_data)
         event_log_add(d->log, EVENT_INFO, "migration", "memory is copied");
         break;
     case GATE_NOTICE_READY:
-        if (d->state == PAIR_PROTECTED)
+        if (d->state == PAIR_PROTECTED) {
+            daemon_disks_release(d, 0);
             await_resume(d);
+        }
         break;
     case GATE_NOTICE_ARMED:
         daemon_event(d, PAIR_EVENT_ARMED);

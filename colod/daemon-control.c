@@ -155,6 +155,18 @@ command_failover(Daemon *d, ControlRequest *request, json_object *arguments)
     if (!get_int(request, arguments, "timeout_ms", 1, MAX_WAIT_MS, &timeout_ms))
         return;
     if (!accepts(d, PAIR_EVENT_OP_FAILOVER)) {
+        if (!pair_state_has_vm(d->state) && d->facts.disks_unfit) {
+            control_request_fail(request, "refused", "the VM must not start from the disk here: %s",
+                                 daemon_disks_unfit(d));
+            return;
+        }
+        if (!pair_state_has_vm(d->state) && d->facts.peer_up && !d->facts.peer_disks_unfit &&
+            d->facts.peer_disk_generation > d->facts.disk_generation) {
+            control_request_fail(request, "refused",
+                                 "the disk of host %s is newer: give the command there",
+                                 d->config->peer_host);
+            return;
+        }
         control_request_fail(request, "refused",
                              "this host is %s: give the command on the host that is to take over",
                              pair_state_name(d->state));
@@ -206,6 +218,13 @@ command_stop_vm(Daemon *d, ControlRequest *request, json_object *arguments G_GNU
     d->facts.off_wanted = TRUE;
     daemon_event(d, PAIR_EVENT_OP_STOP);
     control_request_return(request, NULL);
+}
+
+static void
+command_verify(Daemon *d, ControlRequest *request, json_object *arguments G_GNUC_UNUSED)
+{
+    event_log_add(d->log, EVENT_INFO, "operator", "verify");
+    daemon_disks_verify(d, request);
 }
 
 static gboolean
@@ -298,7 +317,7 @@ static const struct {
     {"failover", command_failover},     {"protect", command_protect},
     {"unprotect", command_unprotect},   {"stop-vm", command_stop_vm},
     {"test-stall", command_test_stall}, {"test-corrupt", command_test_corrupt},
-    {"test-lose", command_test_lose},
+    {"test-lose", command_test_lose},   {"verify", command_verify},
 };
 
 static void

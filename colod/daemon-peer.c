@@ -63,6 +63,20 @@ saved_role(const Daemon *d)
     return d->facts.role_primary ? "primary" : "none";
 }
 
+static json_object *
+known_disks(Daemon *d)
+{
+    json_object *disks = json_object_new_object();
+
+    if (!pair_state_has_vm(d->state))
+        daemon_disks_refresh_facts(d);
+    json_object_object_add(disks, "unfit", json_object_new_boolean(d->facts.disks_unfit));
+    add_generation(disks, "generation", d->facts.disk_generation);
+    json_object_object_add(disks, "want_checkpoint",
+                           json_object_new_boolean(daemon_disks_want_checkpoint(d)));
+    return disks;
+}
+
 void
 daemon_send_state(Daemon *d)
 {
@@ -79,6 +93,8 @@ daemon_send_state(Daemon *d)
     json_object_object_add(body, "heartbeat_limit_ms",
                            json_object_new_int64(d->config->heartbeat_limit_ms));
     json_object_object_add(body, "addresses", known_addresses(d));
+    if (d->facts.has_disks)
+        json_object_object_add(body, "disks", known_disks(d));
     send_body(d, PEER_MESSAGE_STATE, body);
 }
 
@@ -161,13 +177,32 @@ learn_addresses(Daemon *d, json_object *body)
     }
 }
 
+/* FALSE: malformed. */
+static gboolean
+learn_disks(Daemon *d, json_object *body)
+{
+    json_object *disks;
+
+    d->facts.peer_disks_unfit = FALSE;
+    d->facts.peer_disk_generation = 0;
+    if (!json_object_object_get_ex(body, "disks", &disks))
+        return TRUE;
+    if (!json_object_is_type(disks, json_type_object) ||
+        !get_generation(disks, &d->facts.peer_disk_generation))
+        return FALSE;
+    d->facts.peer_disks_unfit = get_bool(disks, "unfit");
+    if (get_bool(disks, "want_checkpoint"))
+        daemon_checkpoint(d, CAUSE_OVERLAY);
+    return TRUE;
+}
+
 static gboolean
 on_state(Daemon *d, json_object *body, guint64 generation)
 {
     const PairState state = pair_state_from_name(get_string(body, "state"));
     const gboolean first = !d->peer_said_state;
 
-    if (state == PAIR_N_STATES)
+    if (state == PAIR_N_STATES || !learn_disks(d, body))
         return FALSE;
     d->peer_said_state = TRUE;
     d->facts.peer_up = TRUE;
@@ -179,6 +214,8 @@ on_state(Daemon *d, json_object *body, guint64 generation)
     if (pair_state_has_vm(state))
         d->facts.peer_gave_up = FALSE;
     learn_addresses(d, body);
+    if (state == PAIR_MIGRATING)
+        daemon_peer_migrates(d);
     daemon_follow_generation(d, generation);
     daemon_event(d, first ? PAIR_EVENT_PEER_UP : PAIR_EVENT_PEER_STATE);
     return TRUE;

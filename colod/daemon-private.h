@@ -7,6 +7,7 @@
  *   daemon-peer.c        messages to and from the peer
  *   daemon-checkpoint.c  gate callbacks and checkpoint policy
  *   daemon-network.c     the proxy: modes, frames channel, lease, differences
+ *   daemon-disk.c        disks
  *   daemon-control.c     control socket
  *   daemon-explain.c     why checkpoints happen
  *   daemon-status.c      status
@@ -66,6 +67,7 @@ typedef struct Waiting {
     GSource *timer;
 } Waiting;
 
+typedef struct Disks Disks;
 typedef struct SaveJob SaveJob;
 typedef void (*SavedFunc)(Daemon *d, gboolean saved, gpointer user_data);
 
@@ -104,9 +106,11 @@ struct Daemon {
 
     Vm *vm;
     Proxy *proxy;
+    Disks *disks;
     Gate *gate;
     int migration_fd; /* listening for PVM's migration */
     GSource *migration_accept;
+    GIOStream *incoming_stream; /* secondary: until the primary migrates */
     gboolean streams_used; /* the link's checkpoint channel belongs to a gate, or did */
     Checkpoints checkpoints;
 
@@ -147,7 +151,12 @@ void daemon_boot(Daemon *d);
 /* daemon-actions.c */
 void daemon_act(Daemon *d, PairAction action);
 void daemon_close_gate(Daemon *d);
+/* Secondary: the stream is about to come. */
+void daemon_peer_migrates(Daemon *d);
 void daemon_forget_vm(Daemon *d);
+/* The end of daemon_disks_start() and of daemon_disks_adopt(). */
+void daemon_disks_started(Daemon *d, const char *problem);
+void daemon_disks_adopted(Daemon *d, const char *problem);
 
 /* daemon-peer.c */
 gboolean daemon_start_link(Daemon *d, GError **error);
@@ -182,6 +191,42 @@ void daemon_network_arm(Daemon *d, ProxyDoneFunc armed);
 void daemon_network_quiesce(Daemon *d, ProxyDoneFunc quiesced);
 void daemon_network_pause(Daemon *d, ProxyDoneFunc paused);
 void daemon_network_commit(Daemon *d, guint64 epoch, ProxyDoneFunc begun);
+
+/* daemon-disk.c */
+void daemon_disks_init(Daemon *d);
+void daemon_disks_free(Daemon *d);
+/* Reads what is on this host: while no VM runs. */
+void daemon_disks_refresh_facts(Daemon *d);
+/* Why the VM must not start from the disks here, or NULL. */
+const char *daemon_disks_unfit(const Daemon *d);
+gboolean daemon_disks_whole(const Daemon *d);
+gboolean daemon_disks_settled(const Daemon *d);
+gboolean daemon_disks_busy(const Daemon *d);
+gboolean daemon_disks_want_checkpoint(const Daemon *d);
+/* Another state: what the last one waited for is void. */
+void daemon_disks_new_state(Daemon *d);
+/* Before QEMU starts, and when it was found running; may end from within. */
+void daemon_disks_start(Daemon *d, gboolean incoming);
+GPtrArray *daemon_disks_arguments(const Daemon *d, gboolean incoming);
+void daemon_disks_adopt(Daemon *d);
+void daemon_disks_stop(Daemon *d);
+void daemon_disks_connect(Daemon *d);
+/* -1: nothing is copied. */
+int daemon_disks_sync_percent(const Daemon *d);
+/* Beside QEMU's way out of COLO; VM_RUNNING when both are through. */
+void daemon_disks_leave(Daemon *d);
+void daemon_disks_vm_left(Daemon *d);
+/* The failover is what the state still waits for. */
+gboolean daemon_disks_leaving(const Daemon *d);
+void daemon_disks_alone(Daemon *d);
+void daemon_disks_move(Daemon *d);
+/* STATE, MARK, COMMIT: the gate goes on when disks and proxy are through. */
+void daemon_disks_at_point(Daemon *d, GatePoint point, guint64 epoch);
+void daemon_disks_proxy_ready(Daemon *d);
+void daemon_disks_pass(Daemon *d);
+void daemon_disks_release(Daemon *d, guint64 epoch);
+void daemon_disks_verify(Daemon *d, ControlRequest *request);
+json_object *daemon_disks_status(const Daemon *d);
 
 /* daemon-control.c */
 gboolean daemon_start_control(Daemon *d, GError **error);

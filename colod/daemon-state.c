@@ -264,8 +264,12 @@ daemon_give_up(Daemon *d)
 static void
 on_followed(Daemon *d, gboolean saved, gpointer user_data G_GNUC_UNUSED)
 {
-    if (saved)
-        daemon_send_state(d);
+    if (!saved)
+        return;
+    daemon_send_state(d);
+    /* The newer generation may be one in which nobody has run: disks tell who is to. */
+    if (d->facts.has_disks)
+        daemon_event(d, PAIR_EVENT_RETRY);
 }
 
 void

@@ -30,6 +30,8 @@ alone_reason(const Daemon *d)
         return g_strdup_printf("this QEMU cannot do COLO: %s", d->selftest_text);
     if (!d->facts.peer_up)
         return g_strdup_printf("need secondary: host %s is not connected", d->config->peer_host);
+    if (!daemon_disks_settled(d))
+        return g_strdup("the failover of a disk is being committed");
     if (has_detail(d))
         return g_strdup_printf("need secondary: %s", d->detail);
     return g_strdup_printf("need secondary: host %s is %s", d->config->peer_host,
@@ -42,6 +44,10 @@ idle_reason(const Daemon *d)
     if (d->facts.stale)
         return g_strdup_printf("%s; `colo failover` starts the VM here all the same",
                                has_detail(d) ? d->detail : "stale generation");
+    if (d->facts.disks_unfit && !(d->facts.peer_up && pair_state_has_vm(d->facts.peer_state)))
+        return g_strdup_printf("VM not running: it must not start from the disk here: %s; "
+                               "waiting for host %s",
+                               daemon_disks_unfit(d), d->config->peer_host);
     if (!d->facts.peer_up)
         return g_strdup_printf("VM not running: waiting for host %s%s%s", d->config->peer_host,
                                has_detail(d) ? ": " : "", has_detail(d) ? d->detail : "");
@@ -83,8 +89,13 @@ daemon_reason(const Daemon *d)
     case PAIR_PREPARING:
     case PAIR_INCOMING_START:
         return g_strdup("starting the secondary");
-    case PAIR_MIGRATING:
+    case PAIR_SYNCING:
+        return g_strdup_printf("syncing disk %d %%", MAX(daemon_disks_sync_percent(d), 0));
     case PAIR_INCOMING:
+        if (d->facts.peer_up && d->facts.peer_state == PAIR_SYNCING)
+            return g_strdup("syncing disk");
+        return g_strdup("copying memory");
+    case PAIR_MIGRATING:
         return g_strdup("copying memory");
     case PAIR_PROTECTED:
     case PAIR_STANDBY:
@@ -173,6 +184,7 @@ egress_name(const Daemon *d)
     switch (d->state) {
     case PAIR_ALONE:
     case PAIR_PREPARING:
+    case PAIR_SYNCING:
     case PAIR_MIGRATING:
         return "open";
     case PAIR_PROTECTED:
@@ -308,5 +320,7 @@ daemon_status(const Daemon *d)
     json_object_object_add(object, "qemu", qemu);
     json_object_object_add(object, "checkpoint", checkpoint_status(d));
     json_object_object_add(object, "network", network_status(d));
+    if (d->facts.has_disks)
+        json_object_object_add(object, "disks", daemon_disks_status(d));
     return object;
 }

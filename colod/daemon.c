@@ -57,12 +57,20 @@ daemon_set_detail(Daemon *d, const char *format, ...)
 
 /* ---- timers of the state machine ---- */
 
+static void arm_state_timer(Daemon *d);
+
 static gboolean
 on_state_timeout(gpointer user_data)
 {
     Daemon *d = user_data;
 
     daemon_clear_source(&d->state_timer);
+    /* What the disks wait for has deadlines of its own. */
+    if ((d->state == PAIR_INCOMING && d->facts.peer_up && d->facts.peer_state == PAIR_SYNCING) ||
+        daemon_disks_leaving(d)) {
+        arm_state_timer(d);
+        return G_SOURCE_REMOVE;
+    }
     daemon_set_detail(d, "no progress within %u ms in state %s", pair_state_timeout_ms(d->state),
                       pair_state_name(d->state));
     daemon_event(d, PAIR_EVENT_TIMEOUT);
@@ -115,8 +123,12 @@ daemon_refresh_facts(Daemon *d)
 {
     d->facts.initial_primary = d->config->initial_role == CONFIG_ROLE_PRIMARY;
     d->facts.name_first = strcmp(d->config->host, d->config->peer_host) < 0;
-    d->facts.may_prepare = d->selftest_ok && d->retry_timer == NULL && d->guest_digest != NULL;
-    d->facts.promotable = d->gate != NULL && gate_load(d->gate) == GATE_LOAD_CLEAN;
+    d->facts.may_prepare = d->selftest_ok && d->retry_timer == NULL && d->guest_digest != NULL &&
+                           daemon_disks_settled(d);
+    d->facts.promotable =
+        d->gate != NULL && gate_load(d->gate) == GATE_LOAD_CLEAN && daemon_disks_whole(d);
+    if (!pair_state_has_vm(d->state))
+        daemon_disks_refresh_facts(d);
 }
 
 static gboolean
@@ -128,7 +140,8 @@ is_end_state(PairState state)
 void
 daemon_finish_shut_down(Daemon *d)
 {
-    if (d->shut_down_done != NULL && is_end_state(d->state) && d->saves.length == 0) {
+    if (d->shut_down_done != NULL && is_end_state(d->state) && d->saves.length == 0 &&
+        !daemon_disks_busy(d)) {
         void (*done)(gpointer) = g_steal_pointer(&d->shut_down_done);
 
         daemon_clear_source(&d->shut_down_timer);
@@ -152,6 +165,7 @@ enter_state(Daemon *d)
             daemon_save(d, NULL, NULL);
         }
         daemon_renew_link(d, "the channels of the last session are used up");
+        daemon_disks_alone(d);
         daemon_end_waiting(d);
         daemon_retry_later(d);
         break;
@@ -165,6 +179,7 @@ enter_state(Daemon *d)
     case PAIR_ADOPTING:
     case PAIR_ADOPT_CLAIM:
     case PAIR_PREPARING:
+    case PAIR_SYNCING:
     case PAIR_MIGRATING:
     case PAIR_JUDGING:
     case PAIR_CLAIM_PRIMARY:
@@ -184,12 +199,13 @@ enter_state(Daemon *d)
 static void
 log_step(Daemon *d, PairState before, PairEvent event, const PairStep *step)
 {
-    const gboolean told = d->detail != NULL && d->detail[0] != '\0' &&
-                          (event == PAIR_EVENT_GATE_PEER || event == PAIR_EVENT_GATE_VM ||
-                           event == PAIR_EVENT_PEER_DOWN || event == PAIR_EVENT_VM_DEAD ||
-                           event == PAIR_EVENT_VM_STUCK || event == PAIR_EVENT_TIMEOUT ||
-                           event == PAIR_EVENT_CLAIM_REFUSED || event == PAIR_EVENT_CLAIM_UNKNOWN ||
-                           event == PAIR_EVENT_PEER_PREPARE_FAILED);
+    const gboolean told =
+        d->detail != NULL && d->detail[0] != '\0' &&
+        (event == PAIR_EVENT_GATE_PEER || event == PAIR_EVENT_GATE_VM ||
+         event == PAIR_EVENT_PEER_DOWN || event == PAIR_EVENT_VM_DEAD ||
+         event == PAIR_EVENT_VM_STUCK || event == PAIR_EVENT_DISK_FAULT ||
+         event == PAIR_EVENT_TIMEOUT || event == PAIR_EVENT_CLAIM_REFUSED ||
+         event == PAIR_EVENT_CLAIM_UNKNOWN || event == PAIR_EVENT_PEER_PREPARE_FAILED);
 
     if (before == step->next && event == PAIR_EVENT_RETRY)
         return;
@@ -217,6 +233,7 @@ step(Daemon *d, PairEvent event)
     if (d->state != before) {
         /* Before the actions: one of them may be the new state's claim. */
         d->claim_serial++;
+        daemon_disks_new_state(d);
         d->facts.claim_pending = FALSE;
     }
     for (unsigned i = 0; i < PAIR_MAX_ACTIONS && result.actions[i] != PAIR_ACTION_NONE; i++)
@@ -308,6 +325,7 @@ daemon_new(Config *config, const char *run_dir, const char *state_dir, GError **
     if (d->guest_digest == NULL)
         return NULL;
     d->facts.wants_protection = !d->wanted_state.unprotect;
+    daemon_disks_init(d);
     d->arbiter = arbiter_new(config, error);
     if (d->arbiter == NULL || !daemon_start_control(d, error) || !daemon_start_link(d, error))
         return NULL;
@@ -341,6 +359,7 @@ daemon_free(Daemon *d)
     g_clear_pointer(&d->selftest, selftest_free);
     g_clear_pointer(&d->link, peer_link_free);
     g_clear_pointer(&d->arbiter, arbiter_free);
+    daemon_disks_free(d);
     g_clear_pointer(&d->vm, vm_free);
     g_clear_pointer(&d->proxy, proxy_free);
     g_clear_pointer(&d->control, control_server_free);

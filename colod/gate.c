@@ -668,8 +668,7 @@ gate_new(const GateSide *side, int vm_fd, GIOStream *channel_stream, const GateC
     add_vm_source(gate);
     gate->channel =
         peer_channel_new(channel_stream, PEER_CHANNEL_CHECKPOINT, &channel_handlers, gate);
-    if (!config->late_start)
-        gate_initial_progress(gate);
+    gate_initial_progress(gate);
     return gate;
 }
 

@@ -93,8 +93,6 @@ typedef struct GateConfig {
     unsigned transfer_timeout_ms;  /* RAM delta and tail of one checkpoint, in all */
     unsigned migration_timeout_ms; /* silence within the initial migration */
     guint64 tail_max_bytes;        /* device state held in memory */
-    /* Secondary: the stream begins when the disks are copied, which has no limit here. */
-    bool late_start;
     /* Primary: PVM runs on as soon as its state is out, while the peer still commits and loads it.
      * Only where all that PVM says and writes from then on waits for the next checkpoint. */
     bool early_resume;

@@ -599,6 +599,12 @@ vm_free(Vm *vm)
     g_free(vm);
 }
 
+QmpClient *
+vm_qmp(Vm *vm)
+{
+    return vm->qmp;
+}
+
 gint64
 vm_pid(const Vm *vm)
 {

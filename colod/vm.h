@@ -3,6 +3,7 @@
 #pragma once
 
 #include "config.h"
+#include "qmp-client.h"
 
 #include <glib.h>
 #include <json-c/json.h>
@@ -65,6 +66,8 @@ Vm *vm_adopt(const Config *config, const char *run_dir, gint64 pid, guint64 star
 void vm_free(Vm *vm);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Vm, vm_free)
 
+/** For the disks' nodes; borrowed, NULL before ready. */
+QmpClient *vm_qmp(Vm *vm);
 gint64 vm_pid(const Vm *vm);
 guint64 vm_start_ticks(const Vm *vm);
 /** The number that a queue of @nic's tap has inside QEMU. */

@@ -106,15 +106,13 @@ class Tool:
 
 
 class Guest:
-    """What a guest would do, through an export of the node that its device has."""
+    """What a guest would do, through an export of the node that its device has. One for each QEMU."""
 
     def __init__(self, host, node="disk0"):
-        path = f"{host.run}/guest-{len(host.guests)}.sock"
+        path = f"{host.run}/guest.sock"
         host.guests.append(self)
-        if len(host.guests) > 1:
-            host.qmp.call("block-export-del", id="guest", mode="hard")
-            wait_until(lambda: not host.qmp.call("query-block-exports"))
-            host.qmp.call("nbd-server-stop")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
         host.qmp.call("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
         host.qmp.call("block-export-add", **{"type": "nbd", "id": "guest", "node-name": node, "writable": True,
                                              "name": "guest"})
@@ -217,8 +215,8 @@ class Host:
         os.kill(pid, how)
         return pid
 
-    def start_qemu(self, role, *options):
-        arguments = self.tool.call(f"arguments {role}")["arguments"]
+    def start_qemu(self, role, *options, change=lambda arguments: arguments):
+        arguments = change(self.tool.call(f"arguments {role}")["arguments"])
         # A guest made of an export writes beside the device.
         arguments = [f"{argument},share-rw=on" if "drive=disk0" in argument else argument for argument in arguments]
         ours, colods = f"{self.run}/test.qmp", f"{self.run}/qmp.sock"

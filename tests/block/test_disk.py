@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """test_disk.py - a Disk of colod with both plugins and the real QEMU"""
+import contextlib
+import json
 import os
 import signal
+import subprocess
 import time
 
 import nbd
@@ -9,6 +12,7 @@ import pytest
 from diskrig import MIB, DiskFailed, Guest, Host, Writer, make_pki, wait_until
 
 BLOCK = 4096
+RECONNECT_DELAY_S = 10  # disk-private.h
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +63,13 @@ class Pair:
         self.a.qmp.call("stop")
         self.a.tool.call("finish")
         self.b.tool.call(f"mirror {generation}")
-        self.a.tool.send("release 0")
+        self.release(0)
         self.a.qmp.call("cont")
+
+    def release(self, epoch):
+        """Has no answer of its own; but what follows it must find it done."""
+        self.a.tool.send(f"release {epoch}")
+        wait_until(lambda: not self.a.control("mirror", "status")["return"]["holding"])
 
     def checkpoint(self, epoch):
         self.a.qmp.call("stop")
@@ -194,7 +203,7 @@ def test_colod_dies(pair):
         host.tool.call(f"qmp {host.run}/qmp.sock")
         host.tool.call("adopt")
     assert pids == [pair.b.pid("mirror"), pair.b.pid("target"), pair.a.pid("mirror")]
-    Guest(pair.a).write(b"new" + bytes(BLOCK - 3), 0)
+    pair.a.guests[-1].write(b"new" + bytes(BLOCK - 3), 0)
     pair.checkpoint(1)
     svm = Guest(pair.b)
     assert svm.read(3, 0) == b"new"
@@ -218,6 +227,7 @@ def test_target_dies(pair):
     pair.b.kill("target")
     assert pair.b.tool.event("fault")["name"] == "secondary-disk"
     svm.write(b"after" + bytes(BLOCK - 5), BLOCK)
+    pair.b.tool.event("committed")
     pair.b.tool.call("move 2")
     assert svm.read(6, 0) == b"before" and read_file(pair.b.image, 5, BLOCK) == b"after"
 
@@ -272,3 +282,147 @@ def test_start_refusals(make_host, tmp_path):
     with pytest.raises(DiskFailed, match="is no metadata"):
         host.tool.call("start primary 1 first")
     assert "is no metadata" in host.tool.call("standing")["reason"]
+
+
+# --- Errors ---
+
+
+@pytest.fixture
+def bad_image(tmp_path):
+    """bad_image(trigger, *parameters): a change of QEMU's arguments that puts the image behind an NBD server which
+    fails while the file @trigger is there."""
+    processes = []
+
+    def make(trigger, *parameters):
+        path = f"{tmp_path}/bad.sock"
+
+        def change(arguments):
+            node = json.loads(arguments[1])
+            assert node["node-name"] == "disk0-file"
+            # pylint: disable=consider-using-with
+            processes.append(subprocess.Popen(["nbdkit", "-f", "-U", path, "--filter=error", "file", node["filename"],
+                                               f"error-file={trigger}", *parameters]))
+            wait_until(lambda: os.path.exists(path))
+            node = {"driver": "nbd", "node-name": "disk0-file", "server": {"type": "unix", "path": path}}
+            return ["-blockdev", json.dumps(node), *arguments[2:]]
+
+        return change
+
+    yield make
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_local_errors(make_host, bad_image, tmp_path):
+    """An error of the image reaches the guest, also one to read: the forwarder has nothing that could replace it."""
+    trigger = f"{tmp_path}/fail"
+    host = make_host()
+    host.tool.call("start primary 1 first")
+    host.start_qemu("primary", change=bad_image(trigger, "error=EIO", "error-rate=100%"))
+
+    def fails(command):
+        """By the monitor, which tells it in QEMU's log: QEMU's NBD server ends the connection at a read error."""
+        with open(f"{host.run}/qemu.log", encoding="utf-8") as log:
+            log.seek(0, os.SEEK_END)
+            host.qmp.call("human-monitor-command", **{"command-line": f'qemu-io disk0 "{command}"'})
+            return "Input/output error" in log.read()
+
+    assert not fails("write -P 0x78 0 4k")
+    with open(trigger, "wb"):
+        pass
+    for command in ("write -P 0x79 0 4k", "read 0 4k", "write -z 0 4k"):
+        assert fails(command), command
+    os.unlink(trigger)
+    assert not fails("read 0 4k") and not fails("write -P 0x7a 0 4k")
+    assert read_file(host.image, BLOCK, 0) == b"z" * BLOCK
+    assert host.qmp.call("query-status")["status"] == "running"
+
+
+def test_colod_and_forwarder_die(make_host):
+    """Nobody starts it anew: requests, and `stop`, wait for the reconnect delay and no longer; colod mends it."""
+    host = make_host()
+    host.tool.call("start primary 1 first")
+    host.start_qemu("primary")
+    guest = Guest(host)
+    guest.write(b"x" * BLOCK, 0)
+    host.tool.kill()
+    host.kill("mirror")
+    start = time.monotonic()
+    host.qmp.call("stop")
+    stopped = time.monotonic() - start
+    host.qmp.call("cont")
+    with pytest.raises(nbd.Error):
+        guest.write(b"y" * BLOCK, 0)
+    failed = time.monotonic() - start
+    print(f"stop {stopped:.1f} s, write {failed:.1f} s")
+    assert stopped < RECONNECT_DELAY_S + 2 and failed < 2 * RECONNECT_DELAY_S + 4
+    host.open()
+    host.tool.call("adopt")
+
+    def writes():
+        with contextlib.suppress(nbd.Error):
+            guest.write(b"z" * BLOCK, 0)
+            return True
+        return False
+    wait_until(writes)
+    assert host.tool.call("status")["status"]["forwarder"]["marked_bytes"] > 0
+
+
+# --- Under COLO ---
+
+
+def enter_colo(pair):
+    """As colod does it, but straight from QEMU to QEMU: the secondary's disk is mirrored before SVM may run."""
+    path = f"{pair.b.run}/migration"
+    capabilities = [{"capability": name, "state": True} for name in ("return-path", "x-colo")]
+    pair.a.tool.call("connect 1")
+    pair.a.tool.event("synced")
+    pair.b.qmp.call("migrate-set-capabilities", capabilities=capabilities)
+    pair.b.qmp.call("migrate-incoming", uri=f"unix:{path}")
+    pair.a.qmp.call("stop")
+    pair.a.tool.call("finish")
+    pair.b.tool.call("mirror 1")
+    pair.release(0)
+    pair.a.qmp.call("migrate-set-capabilities", capabilities=capabilities)
+    pair.a.qmp.call("migrate-set-parameters", **{"x-checkpoint-delay": 1000000000})
+    pair.a.qmp.events.clear()
+    pair.a.qmp.call("migrate", uri=f"unix:{path}")
+    pair.a.qmp.wait_event("RESUME")
+
+
+def colo_checkpoint(pair):
+    pair.a.qmp.call("migrate-set-parameters", **{"x-checkpoint-delay": 1000000000})
+    pair.a.qmp.wait_event("STOP")
+    pair.a.qmp.wait_event("RESUME")
+
+
+@pytest.mark.parametrize("device", ["virtio-blk-pci", "scsi-hd", "ide-hd", "nvme"])
+def test_colo(make_host, device):
+    """Each device model migrates, and the graph of each role bears COLO and a failover of it."""
+    pair = Pair(make_host, device=device)
+    pair.a.tool.call("start primary 1 first")
+    pair.a.start_qemu("primary")
+    guest = Guest(pair.a)
+    guest.write(b"before" + bytes(BLOCK - 6), 0)
+    pair.b.tool.call("start secondary 1")
+    pair.b.start_qemu("secondary", "-incoming", "defer")
+    enter_colo(pair)
+    svm = Guest(pair.b)
+    for epoch in (1, 2, 3):
+        guest.write(b"%d" % epoch + bytes(BLOCK - 1), epoch * BLOCK)
+        svm.write(b"own" + bytes(BLOCK - 3), 9 * BLOCK)
+        assert svm.read(1, epoch * BLOCK) == b"\0"
+        colo_checkpoint(pair)
+        pair.a.tool.call(f"barrier {epoch}")
+        pair.b.tool.call(f"checkpoint {epoch}")
+        pair.release(epoch)
+        assert svm.read(1, epoch * BLOCK) == b"%d" % epoch and svm.read(3, 9 * BLOCK) == bytes(3)
+    pair.a.stop_qemu()
+    pair.b.tool.call("failover 2")
+    pair.b.qmp.call("x-colo-lost-heartbeat")
+    wait_until(lambda: pair.b.qmp.call("query-status")["status"] == "running")
+    pair.b.tool.event("committed")
+    pair.b.tool.call("move 2")
+    svm.write(b"after" + bytes(BLOCK - 5), 8 * BLOCK)
+    assert read_file(pair.b.image, 6, 0) == b"before" and read_file(pair.b.image, 5, 8 * BLOCK) == b"after"

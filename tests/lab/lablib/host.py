@@ -9,7 +9,7 @@ import subprocess
 
 from . import control, netns
 from .settings import VM
-from .util import LabError, Process, remove, wait_until
+from .util import LabError, Process, remove, run, wait_until
 
 STOP_S = 20
 
@@ -31,6 +31,40 @@ class Host:
     def make_dirs(self):
         for sub in ("run", "state"):
             os.makedirs(f"{self.dir}/{sub}")
+
+    # Disks
+
+    def image(self, number=0):
+        return f"{self.dir}/images/disk{number}.img"
+
+    def make_images(self, settings):
+        for sub in ("images", "overlays"):
+            os.makedirs(f"{self.dir}/{sub}", exist_ok=True)
+        for sub, sizes in (("images", settings.images_fs_mib), ("overlays", settings.overlays_fs_mib)):
+            if self.name in sizes:
+                self.mount(sub, sizes[self.name])
+        for number in settings.disk_numbers():
+            with open(self.image(number), "wb") as file:
+                file.truncate(settings.disk_mib << 20)
+
+    def mount(self, sub, mib):
+        """A small file system of its own for images or overlays, before colod starts."""
+        run("mount", "-t", "tmpfs", "-o", f"size={mib}m", f"colod-lab-{sub}", f"{self.dir}/{sub}")
+
+    def unmount(self):
+        for sub in ("images", "overlays"):
+            while os.path.ismount(f"{self.dir}/{sub}"):
+                run("umount", "-l", f"{self.dir}/{sub}")
+
+    def plugins(self):
+        """The disks' processes on this host: {"disk0-mirror": Process, "disk0-target": Process}."""
+        found = {}
+        for process in self.lab.topology.processes(self.name):
+            words = netns.command_line(process.pid)
+            control = next((word for word in words if word.startswith("control=")), None)
+            if control and "nbdkit" in words[0]:
+                found[os.path.basename(control).removesuffix(".ctl")] = process
+        return found
 
     # colod
 
@@ -133,8 +167,9 @@ class Host:
         return found[0]
 
     def everything(self):
+        """colod first: who stops them one by one must not let it see the others go."""
         found = [self.colod()] if self.colod() else []
-        return [*self.qemus(), *found]
+        return [*found, *self.qemus(), *self.plugins().values()]
 
     def summary(self):
         status = self.status()

@@ -89,8 +89,9 @@ class Lab:
         for host in self.hosts.values():
             host.make_dirs()
             run(pki, "host", f"{self.dir}/ca", f"{host.name}={topology.PEER_ADDRESS[host.name]}", f"{host.dir}/pki")
+            host.make_images(settings)
             with open(host.config, "w", encoding="utf-8") as file:
-                file.write(settings.config_text(host.name, f"{host.dir}/pki", f"{self.dir}/arbiter"))
+                file.write(settings.config_text(host.name, host.dir, f"{self.dir}/arbiter"))
 
     def _start_all(self, progress):
         """The guest boots before it is protected.
@@ -124,6 +125,8 @@ class Lab:
             for room in topology.ROOMS:
                 for process in self.topology.processes(room):
                     process.destroy()
+            for host in self.hosts.values():
+                host.unmount()
             self.topology.delete()
             shutil.rmtree(self.dir, ignore_errors=True)
         self._settings = None

@@ -31,7 +31,7 @@ port={port}
 queues={queues}
 [network]
 mode={mode}
-{interval}[host]
+{interval}{disks}[host]
 name={host}
 initial-role={role}
 [peer]
@@ -57,6 +57,12 @@ class Settings:
     port: str = "tap"
     cpus: int = 1
     queues: int = 1
+    disk_mib: int = 0  # no disk
+    disks: int = 1  # so many of them
+    overlay_mib: int = 0  # the default
+    images_fs_mib: dict = dataclasses.field(default_factory=dict)  # by host: a small file system for the images
+    overlays_fs_mib: dict = dataclasses.field(default_factory=dict)  # and for the overlays
+    sync_mib: int = 0  # MiB/s; 0: no limit
     build: str = ""
     uuid: str = ""
     qemu: str = ""
@@ -74,7 +80,20 @@ class Settings:
         if not self.uuid:
             self.uuid = str(uuid.uuid4())
 
-    def config_text(self, host, pki, arbiter_dir):
+    def disk_numbers(self):
+        return range(self.disks if self.disk_mib else 0)
+
+    def _disks_text(self, directory):
+        text = ""
+        for number in self.disk_numbers():
+            text += f"[disk{number}]\nimage={directory}/images/disk{number}.img\noverlay-dir={directory}/overlays\n"
+            if self.overlay_mib:
+                text += f"overlay-limit-mib={self.overlay_mib}\n"
+            if self.sync_mib:
+                text += f"sync-rate-mib={self.sync_mib}\n"
+        return text
+
+    def config_text(self, host, directory, arbiter_dir):
         peer = "b" if host == "a" else "a"
         with open(f"{self.guest}/cmdline", encoding="ascii") as file:
             append = file.read().strip()
@@ -84,7 +103,7 @@ class Settings:
             interval=f"[checkpoint]\ninterval-ms={self.interval_ms}\n" if self.interval_ms else "",
             role="primary" if host == "a" else "secondary", peer=peer,
             address=topology.PEER_ADDRESS[host], peer_address=topology.PEER_ADDRESS[peer],
-            peer_port=PEER_PORT, pki=pki, arbiter=self.arbiter,
+            peer_port=PEER_PORT, pki=f"{directory}/pki", disks=self._disks_text(directory), arbiter=self.arbiter,
             arbiter_path=f"path={arbiter_dir}\n" if self.arbiter == "file" else "")
 
     def save(self, path):

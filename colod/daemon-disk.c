@@ -1,0 +1,819 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* daemon-disk.c - the disks of the VM: with which step of the pair's life each of theirs goes
+ *
+ * Theory of operation
+ *
+ * docs/block.md says what a disk does, disk.h how one is told; here all disks of the VM are told
+ * the same at once (a group), and what has to wait for them waits for the last one:
+ *
+ *   start of QEMU            both plugins run; the forwarder is alone (primary), the target empty
+ *   SYNCING                  connect; all synced: DISKS_SYNCED
+ *   gate, STATE              finish (primary), mirror (secondary)
+ *   gate, MARK, COMMITTED    barrier beside the proxy's mark, release
+ *   gate, COMMIT             checkpoint beside the proxy's
+ *   RESUMING                 alone beside QEMU's way out of COLO
+ *   TAKING_OVER              failover beside it: VM_RUNNING, and with it the output, waits until it
+ *                            is durable. A failover that cannot be made durable is ordered again
+ * and again: the guest loses nothing, and nobody hears of what it does ALONE                    a
+ * disk whose failover is committed moves to the local image; the next protection waits for that
+ *
+ * Each wait belongs to the state, or the point of the gate, it began in: `serial` counts those up,
+ * and the answer to an older one is void.
+ */
+#include "daemon-private.h"
+
+#include <string.h>
+
+#include "disk.h"
+
+enum {
+    MIB_SHIFT = 20,
+    FAILOVER_RETRY_MS = 1000,
+    FAILOVER_TRIES = 5, /* where waiting does not help */
+    MOVE_RETRY_MS = 2000,
+    ANY_SERIAL = 0,
+};
+
+typedef struct DiskSlot {
+    Disk *disk;
+    gboolean synced;    /* since the last connect */
+    gboolean away;      /* QEMU reads it through the target, as after a failover */
+    gboolean committed; /* it may move */
+    gboolean moving;
+} DiskSlot;
+
+struct Disks {
+    DiskSlot slots[CONFIG_MAX_DISKS];
+    unsigned n;
+    char *state_dir, *nbdkit, *plugin_dir;
+    GQueue groups;          /* Group */
+    GQueue verify_requests; /* ControlRequest */
+    guint serial;
+    char *unfit; /* why the VM must not start from the disks here, or NULL */
+    gboolean connected;
+    gboolean wants_checkpoint; /* secondary: said with the next STATE */
+    GSource *move_timer;
+
+    /* RESUMING, TAKING_OVER */
+    gboolean vm_left, disks_left;
+    unsigned failover_tries;
+    GSource *failover_timer;
+
+    /* The gate's point: what is still to come of proxy and disks. */
+    gboolean proxy_ready, disks_ready;
+};
+
+/* ---- groups ---- */
+
+typedef void (*GroupFunc)(Daemon *d, const char *problem);
+
+typedef struct Group {
+    Daemon *daemon;
+    unsigned pending;
+    guint serial;
+    char *problem;
+    GroupFunc func;
+} Group;
+
+static void
+group_free(gpointer data)
+{
+    Group *group = data;
+
+    g_free(group->problem);
+    g_free(group);
+}
+
+static void
+on_group_done(Disk *disk G_GNUC_UNUSED, const GError *error, gpointer user_data)
+{
+    Group *group = user_data;
+    Daemon *d = group->daemon;
+
+    if (error != NULL && group->problem == NULL)
+        group->problem = g_strdup(error->message);
+    if (--group->pending > 0)
+        return;
+    g_queue_remove(&d->disks->groups, group);
+    if ((group->serial == d->disks->serial || group->serial == ANY_SERIAL) && group->func != NULL)
+        group->func(d, group->problem);
+    else if (group->problem != NULL)
+        event_log_add(d->log, EVENT_WARNING, "disk", "%s", group->problem);
+    group_free(group);
+    daemon_finish_shut_down(d);
+}
+
+/* @func: when all are through, unless the serial has changed; never from within. */
+static Group *
+group_new(Daemon *d, GroupFunc func)
+{
+    Group *group = g_new0(Group, 1);
+
+    group->daemon = d;
+    group->pending = d->disks->n;
+    group->serial = d->disks->serial;
+    group->func = func;
+    g_queue_push_tail(&d->disks->groups, group);
+    return group;
+}
+
+#define EACH(d, disk_variable, ...)                                                                \
+    do {                                                                                           \
+        for (unsigned each_i = 0; each_i < (d)->disks->n; each_i++) {                              \
+            Disk *disk_variable = (d)->disks->slots[each_i].disk;                                  \
+                                                                                                   \
+            __VA_ARGS__;                                                                           \
+        }                                                                                          \
+    } while (0)
+
+static DiskSlot *
+slot_of(Daemon *d, const Disk *disk)
+{
+    for (unsigned i = 0; i < d->disks->n; i++) {
+        if (d->disks->slots[i].disk == disk)
+            return &d->disks->slots[i];
+    }
+    g_assert_not_reached();
+}
+
+/* The target's mode, or NULL if there is none; static text. */
+static const char *
+target_mode(const Disk *disk)
+{
+    static const char *const modes[] = {"idle", "syncing", "mirroring", "committing", "local"};
+    json_object *status = disk_status(disk), *target = NULL, *mode = NULL;
+    const char *found = NULL;
+
+    if (json_object_object_get_ex(status, "target", &target) && target != NULL &&
+        json_object_object_get_ex(target, "mode", &mode)) {
+        for (gsize i = 0; i < G_N_ELEMENTS(modes); i++) {
+            if (g_strcmp0(json_object_get_string(mode), modes[i]) == 0)
+                found = modes[i];
+        }
+    }
+    json_object_put(status);
+    return found;
+}
+
+/* ---- what disks report ---- */
+
+static gboolean
+replicates(PairState state)
+{
+    return state == PAIR_SYNCING || state == PAIR_MIGRATING || state == PAIR_PROTECTED;
+}
+
+/* What the target could not mirror leaves SVM's view whole: the primary notices, and goes on
+ * without us. Without a target SVM has no disk. */
+static gboolean
+loses_view(const Daemon *d, const Disk *disk, const char *name)
+{
+    return !g_str_equal(pair_state_role(d->state), "primary") && !g_str_equal(name, "forwarding") &&
+           d->state != PAIR_TAKING_OVER && target_mode(disk) == NULL;
+}
+
+static void
+on_fault(Disk *disk, const char *name, const char *text, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    event_log_add(d->log, EVENT_WARNING, "disk", "%s: %s", name, text);
+    if (replicates(d->state) || loses_view(d, disk, name)) {
+        /* The text names the disk; and the fault, if it is not the process's end. */
+        if (strstr(text, name) != NULL)
+            daemon_set_detail(d, "disk %s", text);
+        else
+            daemon_set_detail(d, "disk %s (%s)", text, name);
+        daemon_event(d, PAIR_EVENT_DISK_FAULT);
+    }
+}
+
+static void
+on_synced(Disk *disk, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    slot_of(d, disk)->synced = TRUE;
+    for (unsigned i = 0; i < d->disks->n; i++) {
+        if (!d->disks->slots[i].synced)
+            return;
+    }
+    event_log_add(d->log, EVENT_INFO, "disk", "synced");
+    daemon_event(d, PAIR_EVENT_DISKS_SYNCED);
+}
+
+static void
+on_high_water(Disk *disk G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    if (d->state == PAIR_PROTECTED) {
+        daemon_checkpoint(d, CAUSE_OVERLAY);
+    } else if (d->state == PAIR_STANDBY) {
+        d->disks->wants_checkpoint = TRUE;
+        daemon_send_state(d);
+        d->disks->wants_checkpoint = FALSE;
+    }
+}
+
+static void
+on_committed(Disk *disk, gpointer user_data)
+{
+    Daemon *d = user_data;
+    DiskSlot *slot = slot_of(d, disk);
+
+    slot->away = slot->committed = TRUE;
+    event_log_add(d->log, EVENT_INFO, "disk", "%s: the failover is committed", disk_name(disk));
+    daemon_disks_move(d);
+}
+
+static const DiskHandlers handlers = {
+    .fault = on_fault,
+    .synced = on_synced,
+    .high_water = on_high_water,
+    .committed = on_committed,
+};
+
+/* ---- life ---- */
+
+/* Beside a colod that runs from its build folder are the plugins of the same build. */
+static char *
+find_plugin_dir(void)
+{
+    g_autofree char *program = g_file_read_link("/proc/self/exe", NULL);
+    g_autofree char *dir = program ? g_path_get_dirname(program) : g_strdup(".");
+    g_autofree char *beside = g_build_filename(dir, "..", "blockrep", NULL);
+    g_autofree char *plugin = g_build_filename(beside, "nbdkit-colo-forward-plugin.so", NULL);
+
+    return g_file_test(plugin, G_FILE_TEST_EXISTS) ? g_canonicalize_filename(beside, NULL) : NULL;
+}
+
+static Disk *
+make_disk(Daemon *d, const ConfigDisk *config)
+{
+    const Config *c = d->config;
+    const DiskConfig disk = {
+        .name = config->name,
+        .image = config->image,
+        .device = config->device,
+        .cache = config->cache,
+        .run_dir = d->run_dir,
+        .state_dir = d->disks->state_dir,
+        .overlay_dir = config->overlay_dir,
+        .nbdkit = d->disks->nbdkit,
+        .plugin_dir = d->disks->plugin_dir,
+        .listen_address = c->listen_address,
+        .listen_port = (uint16_t)config->port,
+        .peer_host = c->disk_host,
+        .tls_ca = c->tls_ca,
+        .tls_cert = c->tls_cert,
+        .tls_key = c->tls_key,
+        .overlay_limit_bytes = (uint64_t)config->overlay_limit_mib << MIB_SHIFT,
+        .window_limit_bytes = (uint64_t)config->window_mib << MIB_SHIFT,
+        .sync_rate_bytes_s = (uint64_t)config->sync_rate_mib << MIB_SHIFT,
+        .timeout_ms = c->message_timeout_ms,
+    };
+
+    return disk_new(&disk, &handlers, d);
+}
+
+void
+daemon_disks_init(Daemon *d)
+{
+    Disks *disks = d->disks = g_new0(Disks, 1);
+
+    disks->serial = ANY_SERIAL + 1;
+    g_queue_init(&disks->groups);
+    g_queue_init(&disks->verify_requests);
+    disks->state_dir = g_path_get_dirname(d->state_path);
+    disks->nbdkit = g_find_program_in_path("nbdkit");
+    if (disks->nbdkit == NULL)
+        disks->nbdkit = g_strdup("nbdkit");
+    disks->plugin_dir = find_plugin_dir();
+    for (unsigned i = 0; i < d->config->n_disks; i++)
+        disks->slots[disks->n++].disk = make_disk(d, &d->config->disks[i]);
+    d->facts.has_disks = disks->n > 0;
+}
+
+void
+daemon_disks_free(Daemon *d)
+{
+    Disks *disks = g_steal_pointer(&d->disks);
+
+    ControlRequest *request;
+
+    if (disks == NULL)
+        return;
+    while ((request = g_queue_pop_head(&disks->verify_requests)) != NULL)
+        control_request_fail(request, "failed", "colod ends");
+    for (unsigned i = 0; i < disks->n; i++)
+        disk_free(disks->slots[i].disk);
+    g_queue_clear_full(&disks->groups, group_free);
+    daemon_clear_source(&disks->move_timer);
+    daemon_clear_source(&disks->failover_timer);
+    g_free(disks->state_dir);
+    g_free(disks->nbdkit);
+    g_free(disks->plugin_dir);
+    g_free(disks->unfit);
+    g_free(disks);
+}
+
+/* ---- who may start the VM ---- */
+
+void
+daemon_disks_refresh_facts(Daemon *d)
+{
+    guint64 generation = 0;
+
+    g_clear_pointer(&d->disks->unfit, g_free);
+    for (unsigned i = 0; i < d->disks->n; i++) {
+        DiskStanding standing;
+
+        disk_standing(d->disks->slots[i].disk, &standing);
+        if (!(standing.exists &&
+              (standing.up_to_date || standing.committing || standing.never_used)) &&
+            d->disks->unfit == NULL)
+            d->disks->unfit = g_strdup(standing.reason ? standing.reason : "disk not UpToDate");
+        if (!standing.never_used)
+            generation = MAX(generation, standing.generation);
+        disk_standing_clear(&standing);
+    }
+    d->facts.disks_unfit = d->disks->unfit != NULL;
+    d->facts.disk_generation = generation;
+}
+
+const char *
+daemon_disks_unfit(const Daemon *d)
+{
+    return d->disks->unfit;
+}
+
+gboolean
+daemon_disks_want_checkpoint(const Daemon *d)
+{
+    return d->disks->wants_checkpoint;
+}
+
+gboolean
+daemon_disks_busy(const Daemon *d)
+{
+    return d->disks != NULL && d->disks->groups.length > 0;
+}
+
+/* What SVM sees can become the truth. */
+gboolean
+daemon_disks_whole(const Daemon *d)
+{
+    EACH(d, disk, if (g_strcmp0(target_mode(disk), "mirroring") != 0) return FALSE);
+    return TRUE;
+}
+
+gboolean
+daemon_disks_settled(const Daemon *d)
+{
+    for (unsigned i = 0; i < d->disks->n; i++) {
+        if (d->disks->slots[i].away)
+            return FALSE;
+    }
+    return TRUE;
+}
+
+/* ---- start and stop ---- */
+
+void
+daemon_disks_new_state(Daemon *d)
+{
+    d->disks->serial++;
+    daemon_clear_source(&d->disks->failover_timer);
+}
+
+static void
+on_started(Daemon *d, const char *problem)
+{
+    daemon_disks_started(d, problem);
+}
+
+void
+daemon_disks_start(Daemon *d, gboolean incoming)
+{
+    const DiskRole role = incoming ? DISK_SECONDARY : DISK_PRIMARY;
+    Group *group;
+
+    if (d->disks->n == 0) {
+        daemon_disks_started(d, NULL);
+        return;
+    }
+    d->disks->connected = FALSE;
+    group = group_new(d, on_started);
+    for (unsigned i = 0; i < d->disks->n; i++) {
+        DiskSlot *slot = &d->disks->slots[i];
+
+        slot->away = slot->committed = slot->moving = FALSE;
+        disk_start(slot->disk, role, d->facts.generation, TRUE, on_group_done, group);
+    }
+}
+
+GPtrArray *
+daemon_disks_arguments(const Daemon *d, gboolean incoming)
+{
+    GPtrArray *arguments = g_ptr_array_new_with_free_func(g_free);
+
+    EACH(d, disk, disk_add_arguments(disk, incoming ? DISK_SECONDARY : DISK_PRIMARY, arguments));
+    return arguments;
+}
+
+static void
+on_failed_over_adopted(Daemon *d, const char *problem)
+{
+    daemon_disks_adopted(d, problem);
+}
+
+/* colod may have died between winning the claim and the failover: it is ordered now. Nobody has
+ * heard of what the guest did since. */
+static void
+on_adopted(Daemon *d, const char *problem)
+{
+    Group *group;
+    unsigned mirroring = 0;
+
+    for (unsigned i = 0; i < d->disks->n; i++) {
+        const char *mode = target_mode(d->disks->slots[i].disk);
+
+        d->disks->slots[i].away = mode != NULL;
+        mirroring += g_strcmp0(mode, "mirroring") == 0;
+    }
+    if (problem != NULL || mirroring == 0 || !d->facts.role_primary) {
+        daemon_disks_adopted(d, problem);
+        return;
+    }
+    group = group_new(d, on_failed_over_adopted);
+    group->pending = mirroring;
+    for (unsigned i = 0; i < d->disks->n; i++) {
+        Disk *disk = d->disks->slots[i].disk;
+
+        if (g_strcmp0(target_mode(disk), "mirroring") == 0)
+            disk_failover(disk, d->facts.generation, on_group_done, group);
+    }
+}
+
+void
+daemon_disks_adopt(Daemon *d)
+{
+    Group *group;
+
+    if (d->disks->n == 0) {
+        daemon_disks_adopted(d, NULL);
+        return;
+    }
+    group = group_new(d, on_adopted);
+    EACH(d, disk, disk_adopt(disk, on_group_done, group));
+}
+
+void
+daemon_disks_stop(Daemon *d)
+{
+    Group *group;
+
+    d->disks->connected = FALSE;
+    daemon_clear_source(&d->disks->move_timer);
+    if (d->disks->n == 0)
+        return;
+    group = group_new(d, NULL);
+    for (unsigned i = 0; i < d->disks->n; i++) {
+        DiskSlot *slot = &d->disks->slots[i];
+
+        slot->away = slot->committed = slot->moving = FALSE;
+        disk_stop(slot->disk, on_group_done, group);
+    }
+}
+
+/* ---- copy ---- */
+
+static void
+on_connected(Daemon *d, const char *problem)
+{
+    if (problem == NULL)
+        return;
+    daemon_set_detail(d, "disk %s", problem);
+    daemon_event(d, PAIR_EVENT_DISK_FAULT);
+}
+
+void
+daemon_disks_connect(Daemon *d)
+{
+    Group *group = group_new(d, on_connected);
+
+    d->disks->connected = TRUE;
+    for (unsigned i = 0; i < d->disks->n; i++) {
+        d->disks->slots[i].synced = FALSE;
+        disk_connect(d->disks->slots[i].disk, d->facts.generation, on_group_done, group);
+    }
+}
+
+int
+daemon_disks_sync_percent(const Daemon *d)
+{
+    int least = -1;
+
+    EACH(d, disk, {
+        const int percent = disk_sync_percent(disk);
+
+        if (percent >= 0 && (least < 0 || percent < least))
+            least = percent;
+    });
+    return least;
+}
+
+/* ---- leaving COLO ---- */
+
+static void
+try_running(Daemon *d)
+{
+    if (d->disks->vm_left && d->disks->disks_left)
+        daemon_event(d, PAIR_EVENT_VM_RUNNING);
+}
+
+static void begin_failover(Daemon *d);
+
+static gboolean
+on_failover_retry(gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    daemon_clear_source(&d->disks->failover_timer);
+    begin_failover(d);
+    return G_SOURCE_REMOVE;
+}
+
+static void
+on_failed_over(Daemon *d, const char *problem)
+{
+    if (problem == NULL) {
+        event_log_add(d->log, EVENT_INFO, "disk", "the failover is durable");
+        d->disks->disks_left = TRUE;
+        try_running(d);
+        return;
+    }
+    daemon_set_detail(d, "disk %s", problem);
+    event_log_add(d->log, EVENT_WARNING, "disk", "%s", problem);
+    /* A full file system may be made room in; the guest's disk is as it was. */
+    if (++d->disks->failover_tries >= FAILOVER_TRIES && strstr(problem, "failover-commit") == NULL)
+        daemon_event(d, PAIR_EVENT_DISK_FAULT);
+    else
+        d->disks->failover_timer = daemon_add_timer(d, FAILOVER_RETRY_MS, on_failover_retry);
+}
+
+static void
+begin_failover(Daemon *d)
+{
+    Group *group = group_new(d, on_failed_over);
+
+    for (unsigned i = 0; i < d->disks->n; i++) {
+        d->disks->slots[i].away = TRUE;
+        disk_failover(d->disks->slots[i].disk, d->facts.generation, on_group_done, group);
+    }
+}
+
+/* The guest is not held up for it: what is not durable here shows only at a second failure. */
+static void
+on_alone(Daemon *d, const char *problem)
+{
+    if (problem != NULL)
+        event_log_add(d->log, EVENT_WARNING, "disk", "going on alone: %s", problem);
+    d->disks->disks_left = TRUE;
+    if (d->state == PAIR_RESUMING)
+        try_running(d);
+}
+
+static void
+go_alone(Daemon *d)
+{
+    Group *group = group_new(d, on_alone);
+
+    d->disks->connected = FALSE;
+    EACH(d, disk, disk_alone(disk, d->facts.generation, on_group_done, group));
+}
+
+void
+daemon_disks_leave(Daemon *d)
+{
+    d->disks->serial++;
+    d->disks->vm_left = FALSE;
+    d->disks->disks_left = d->disks->n == 0;
+    d->disks->failover_tries = 0;
+    if (d->disks->n == 0)
+        return;
+    if (d->state == PAIR_TAKING_OVER)
+        begin_failover(d);
+    else
+        go_alone(d);
+}
+
+void
+daemon_disks_vm_left(Daemon *d)
+{
+    d->disks->vm_left = TRUE;
+    try_running(d);
+}
+
+gboolean
+daemon_disks_leaving(const Daemon *d)
+{
+    return d->state == PAIR_TAKING_OVER && d->disks->vm_left && !d->disks->disks_left;
+}
+
+/* ---- alone ---- */
+
+static gboolean
+on_move_retry(gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    daemon_clear_source(&d->disks->move_timer);
+    daemon_disks_move(d);
+    return G_SOURCE_REMOVE;
+}
+
+static void
+on_moved(Disk *disk, const GError *error, gpointer user_data)
+{
+    Daemon *d = user_data;
+    DiskSlot *slot = slot_of(d, disk);
+
+    if (!slot->moving)
+        return; /* the VM ended meanwhile */
+    slot->moving = FALSE;
+    if (error != NULL) {
+        event_log_add(d->log, EVENT_WARNING, "disk", "moving to the local image: %s",
+                      error->message);
+        if (d->disks->move_timer == NULL)
+            d->disks->move_timer = daemon_add_timer(d, MOVE_RETRY_MS, on_move_retry);
+        return;
+    }
+    slot->away = slot->committed = FALSE;
+    event_log_add(d->log, EVENT_INFO, "disk", "%s: the guest is on the local image",
+                  disk_name(disk));
+    if (daemon_disks_settled(d) && d->state == PAIR_ALONE)
+        daemon_event(d, PAIR_EVENT_RETRY);
+}
+
+void
+daemon_disks_move(Daemon *d)
+{
+    if (d->state != PAIR_ALONE || d->vm == NULL)
+        return;
+    for (unsigned i = 0; i < d->disks->n; i++) {
+        DiskSlot *slot = &d->disks->slots[i];
+
+        if (!slot->committed || slot->moving)
+            continue;
+        slot->moving = TRUE;
+        disk_move_local(slot->disk, vm_qmp(d->vm), d->facts.generation, on_moved, d);
+    }
+}
+
+void
+daemon_disks_alone(Daemon *d)
+{
+    if (d->disks->connected)
+        go_alone(d);
+    daemon_disks_move(d);
+}
+
+/* ---- the gate's points ---- */
+
+static void
+on_disk_point(Daemon *d, const char *problem)
+{
+    if (problem != NULL) {
+        daemon_set_detail(d, "disk %s", problem);
+        event_log_add(d->log, EVENT_WARNING, "disk", "%s", problem);
+        daemon_event(d, PAIR_EVENT_DISK_FAULT);
+        return;
+    }
+    d->disks->disks_ready = TRUE;
+    daemon_disks_pass(d);
+}
+
+/* Passes the point if both have done their part. */
+void
+daemon_disks_pass(Daemon *d)
+{
+    static const GatePoint points[] = {GATE_POINT_STATE, GATE_POINT_MARK, GATE_POINT_COMMIT};
+
+    if (!d->disks->proxy_ready || !d->disks->disks_ready || d->gate == NULL)
+        return;
+    for (gsize i = 0; i < G_N_ELEMENTS(points); i++) {
+        if (gate_stands_at(d->gate, points[i])) {
+            gate_continue(d->gate, points[i]);
+            return;
+        }
+    }
+}
+
+void
+daemon_disks_proxy_ready(Daemon *d)
+{
+    d->disks->proxy_ready = TRUE;
+    daemon_disks_pass(d);
+}
+
+/* Begins what the disks have to do at @point; the proxy's part is begun by the caller. */
+void
+daemon_disks_at_point(Daemon *d, GatePoint point, guint64 epoch)
+{
+    Group *group;
+
+    d->disks->serial++;
+    d->disks->proxy_ready = point == GATE_POINT_STATE;
+    d->disks->disks_ready = d->disks->n == 0;
+    if (d->disks->n == 0) {
+        daemon_disks_pass(d);
+        return;
+    }
+    group = group_new(d, on_disk_point);
+    if (point == GATE_POINT_MARK)
+        EACH(d, disk, disk_barrier(disk, epoch, on_group_done, group));
+    else if (point == GATE_POINT_COMMIT)
+        EACH(d, disk, disk_checkpoint(disk, epoch, on_group_done, group));
+    else if (d->state == PAIR_MIGRATING)
+        EACH(d, disk, disk_finish(disk, on_group_done, group));
+    else
+        EACH(d, disk, disk_mirror(disk, d->facts.generation, on_group_done, group));
+}
+
+void
+daemon_disks_release(Daemon *d, guint64 epoch)
+{
+    EACH(d, disk, disk_release(disk, epoch));
+}
+
+/* ---- verify, status ---- */
+
+static void
+on_verify_begun(Daemon *d, const char *problem)
+{
+    ControlRequest *request;
+
+    while ((request = g_queue_pop_head(&d->disks->verify_requests)) != NULL) {
+        if (problem != NULL)
+            control_request_fail(request, "failed", "%s", problem);
+        else
+            control_request_return(request, NULL);
+    }
+}
+
+void
+daemon_disks_verify(Daemon *d, ControlRequest *request)
+{
+    Group *group;
+
+    if (d->disks->n == 0 || d->state != PAIR_PROTECTED) {
+        control_request_fail(request, "refused", "%s",
+                             d->disks->n == 0 ? "the VM has no disks"
+                                              : "disks are compared by a protected primary");
+        return;
+    }
+    g_queue_push_tail(&d->disks->verify_requests, request);
+    group = group_new(d, on_verify_begun);
+    group->serial = ANY_SERIAL;
+    EACH(d, disk, disk_verify(disk, on_group_done, group));
+}
+
+static json_object *
+slot_status(const DiskSlot *slot)
+{
+    json_object *object = disk_status(slot->disk);
+    json_object *standing_object = json_object_new_object();
+    DiskStanding standing;
+    const int percent = disk_sync_percent(slot->disk);
+
+    disk_standing(slot->disk, &standing);
+    json_object_object_add(
+        standing_object, "fit",
+        json_object_new_boolean(standing.up_to_date || standing.committing || standing.never_used));
+    json_object_object_add(standing_object, "up_to_date",
+                           json_object_new_boolean(standing.up_to_date));
+    json_object_object_add(standing_object, "committing",
+                           json_object_new_boolean(standing.committing));
+    json_object_object_add(standing_object, "generation",
+                           json_object_new_int64((int64_t)standing.generation));
+    json_object_object_add(standing_object, "reason",
+                           standing.reason ? json_object_new_string(standing.reason) : NULL);
+    json_object_object_add(object, "standing", standing_object);
+    if (percent >= 0)
+        json_object_object_add(object, "sync_percent", json_object_new_int(percent));
+    json_object_object_add(object, "local", json_object_new_boolean(!slot->away));
+    disk_standing_clear(&standing);
+    return object;
+}
+
+json_object *
+daemon_disks_status(const Daemon *d)
+{
+    json_object *list = json_object_new_array();
+
+    for (unsigned i = 0; i < d->disks->n; i++)
+        json_object_array_add(list, slot_status(&d->disks->slots[i]));
+    return list;
+}
