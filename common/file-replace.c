@@ -9,6 +9,7 @@
 #include <gio/gio.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static gboolean
@@ -53,7 +54,7 @@ file_replace(const char *path, const void *data, gsize length, GError **error)
     auto_fd int fd =
         open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, (mode_t)0600);
 
-    if (fd < 0)
+    if (fd < 0 || fchmod(fd, (mode_t)0600) < 0) /* one that was left behind keeps its mode */
         return fail(temporary, "create it", error);
     if (!write_durably(fd, data, length)) {
         (void)fail(temporary, "write it", error);
