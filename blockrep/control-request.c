@@ -6,38 +6,15 @@
  */
 #include "control-request.h"
 
-#include <assert.h>
 #include <string.h>
 
-enum { MAX_DEPTH = 4 };
-
-/* Arguments of a command. */
-enum {
-    ARG_GENERATION = 1,
-    ARG_EPOCH = 2,
-    ARG_AFTER = 4,
-    ARG_DURABLE = 8,
-    ARG_UNTIL = 16,
-    ARG_TIMEOUT = 32,
-};
-
-static const struct {
-    const char *name;
-    unsigned required, optional;
-} commands[] = {
-    [DISK_STATUS] = {"status", 0, ARG_AFTER},
-    [DISK_SYNC] = {"sync", ARG_GENERATION, 0},
-    [DISK_MIRROR] = {"mirror", ARG_GENERATION | ARG_EPOCH, 0},
-    [DISK_CHECKPOINT] = {"checkpoint", ARG_EPOCH, 0},
-    [DISK_BARRIER] = {"barrier", 0, ARG_DURABLE},
-    [DISK_FAILOVER] = {"failover", ARG_GENERATION, ARG_UNTIL},
-};
-static_assert(G_N_ELEMENTS(commands) == DISK_COMMAND_COUNT, "a line for each command");
+enum { MAX_DEPTH = 4, MAX_HOST = 253 /* of a DNS name; a socket's path is shorter */ };
 
 void
 disk_request_clear(DiskRequest *request)
 {
     json_object_put(request->id);
+    g_free(request->host);
     *request = (DiskRequest){0};
 }
 
@@ -99,71 +76,125 @@ take_until(json_object *value, bool *ret_durable)
     return *ret_durable || g_str_equal(text, "committed");
 }
 
-/* The bit of argument @key, 0: unknown; *@ret_good: its value can be used. */
-static unsigned
-take_argument(DiskRequest *request, const char *key, json_object *value, bool *ret_good)
+static bool
+take_host(json_object *value, char **ret_host)
+{
+    const char *text = json_object_get_string(value);
+
+    if (!json_object_is_type(value, json_type_string) || text[0] == '\0' ||
+        strlen(text) > MAX_HOST || strlen(text) != (size_t)json_object_get_string_len(value))
+        return false;
+    g_free(*ret_host); /* a key that comes twice */
+    *ret_host = g_strdup(text);
+    return true;
+}
+
+static bool
+take_port(json_object *value, uint16_t *ret_port)
 {
     uint64_t number = 0;
 
-    if (g_str_equal(key, "generation")) {
-        *ret_good = take_number(value, UINT64_MAX, &request->generation) && request->generation > 0;
-        return ARG_GENERATION;
+    if (!take_number(value, UINT16_MAX, &number) || number == 0)
+        return false;
+    *ret_port = (uint16_t)number;
+    return true;
+}
+
+static bool
+take_timeout(json_object *value, int64_t *ret_ms)
+{
+    uint64_t number = 0;
+
+    if (!take_number(value, DISK_TIMEOUT_MAX_MS, &number))
+        return false;
+    *ret_ms = (int64_t)number;
+    return true;
+}
+
+static const struct {
+    const char *key;
+    DiskArgument argument;
+} arguments_by_name[] = {
+    {"generation", DISK_ARG_GENERATION},
+    {"epoch", DISK_ARG_EPOCH},
+    {"after", DISK_ARG_AFTER},
+    {"durable", DISK_ARG_DURABLE},
+    {"until", DISK_ARG_UNTIL},
+    {"timeout_ms", DISK_ARG_TIMEOUT},
+    {"first", DISK_ARG_FIRST},
+    {"host", DISK_ARG_HOST},
+    {"port", DISK_ARG_PORT},
+    {"rate_limit", DISK_ARG_RATE_LIMIT},
+};
+
+/* False: @value cannot be used. */
+static bool
+take_argument(DiskRequest *request, DiskArgument argument, json_object *value)
+{
+    switch (argument) {
+    case DISK_ARG_GENERATION:
+        return take_number(value, UINT64_MAX, &request->generation) && request->generation > 0;
+    case DISK_ARG_EPOCH:
+        return take_number(value, UINT64_MAX, &request->epoch);
+    case DISK_ARG_AFTER:
+        return take_number(value, UINT64_MAX, &request->after);
+    case DISK_ARG_DURABLE:
+        return take_bool(value, &request->durable);
+    case DISK_ARG_UNTIL:
+        return take_until(value, &request->durable);
+    case DISK_ARG_TIMEOUT:
+        return take_timeout(value, &request->timeout_ms);
+    case DISK_ARG_FIRST:
+        return take_bool(value, &request->first);
+    case DISK_ARG_HOST:
+        return take_host(value, &request->host);
+    case DISK_ARG_PORT:
+        return take_port(value, &request->port);
+    case DISK_ARG_RATE_LIMIT:
+        return take_number(value, UINT64_MAX, &request->rate_limit);
     }
-    if (g_str_equal(key, "epoch")) {
-        *ret_good = take_number(value, UINT64_MAX, &request->epoch);
-        return ARG_EPOCH;
-    }
-    if (g_str_equal(key, "after")) {
-        *ret_good = take_number(value, UINT64_MAX, &request->after);
-        return ARG_AFTER;
-    }
-    if (g_str_equal(key, "durable")) {
-        *ret_good = take_bool(value, &request->durable);
-        return ARG_DURABLE;
-    }
-    if (g_str_equal(key, "until")) {
-        *ret_good = take_until(value, &request->durable);
-        return ARG_UNTIL;
-    }
-    if (g_str_equal(key, "timeout_ms")) {
-        *ret_good = take_number(value, DISK_TIMEOUT_MAX_MS, &number);
-        request->timeout_ms = (int64_t)number;
-        return ARG_TIMEOUT;
+    g_assert_not_reached();
+}
+
+/* 0: there is none of this name. */
+static unsigned
+find_argument(const char *key)
+{
+    for (unsigned i = 0; i < G_N_ELEMENTS(arguments_by_name); i++) {
+        if (g_str_equal(key, arguments_by_name[i].key))
+            return arguments_by_name[i].argument;
     }
     return 0;
 }
 
 static char *
-parse_arguments(json_object *arguments, DiskRequest *request)
+parse_arguments(const DiskCommand *command, json_object *arguments, DiskRequest *request)
 {
-    unsigned given = 0, required = commands[request->command].required;
-    const char *name = commands[request->command].name;
+    unsigned given = 0, allowed = command->required | command->optional | DISK_ARG_TIMEOUT;
 
     json_object_object_foreach(arguments, key, value)
     {
-        bool good = false;
-        unsigned bit = take_argument(request, key, value, &good);
+        unsigned bit = find_argument(key);
 
-        if (bit == 0 || !(bit & (required | commands[request->command].optional | ARG_TIMEOUT)))
-            return g_strdup_printf("\"%s\" takes no argument \"%.32s\"", name, key);
-        if (!good)
-            return g_strdup_printf("\"%s\" of \"%s\" has no value it can have", key, name);
+        if (!(bit & allowed))
+            return g_strdup_printf("\"%s\" takes no argument \"%.32s\"", command->name, key);
+        if (!take_argument(request, (DiskArgument)bit, value))
+            return g_strdup_printf("\"%s\" of \"%s\" has no value it can have", key, command->name);
         given |= bit;
     }
-    if ((given & required) != required)
-        return g_strdup_printf("\"%s\" lacks an argument", name);
+    if ((given & command->required) != command->required)
+        return g_strdup_printf("\"%s\" lacks an argument", command->name);
     return NULL;
 }
 
 static bool
-take_command(json_object *object, DiskCommand *ret_command)
+take_command(const DiskCommandSet *set, json_object *object, unsigned *ret_command)
 {
     json_object *value = json_object_object_get(object, "command");
 
-    for (unsigned i = 0; json_object_is_type(value, json_type_string) && i < DISK_COMMAND_COUNT;
-         i++) {
-        if (g_str_equal(json_object_get_string(value), commands[i].name)) {
-            *ret_command = (DiskCommand)i;
+    for (unsigned i = 0; json_object_is_type(value, json_type_string) && i < set->n; i++) {
+        if (g_str_equal(json_object_get_string(value), set->commands[i].name)) {
+            *ret_command = i;
             return true;
         }
     }
@@ -171,7 +202,8 @@ take_command(json_object *object, DiskCommand *ret_command)
 }
 
 char *
-disk_request_parse(const char *text, gsize length, DiskRequest *ret_request)
+disk_request_parse(const DiskCommandSet *set, const char *text, gsize length,
+                   DiskRequest *ret_request)
 {
     char *problem = NULL;
 
@@ -187,13 +219,14 @@ disk_request_parse(const char *text, gsize length, DiskRequest *ret_request)
         json_object *arguments = json_object_object_get(object, "arguments");
 
         ret_request->id = json_object_get(json_object_object_get(object, "id"));
-        if (!take_command(object, &ret_request->command))
+        if (!take_command(set, object, &ret_request->command))
             problem = g_strdup("\"command\" is missing or unknown");
         else if (arguments && !json_object_is_type(arguments, json_type_object))
             problem = g_strdup("\"arguments\" is no object");
-        else if (arguments || commands[ret_request->command].required)
-            problem = arguments ? parse_arguments(arguments, ret_request)
-                                : g_strdup("\"arguments\" is missing");
+        else if (arguments)
+            problem = parse_arguments(&set->commands[ret_request->command], arguments, ret_request);
+        else if (set->commands[ret_request->command].required)
+            problem = g_strdup("\"arguments\" is missing");
     }
     json_object_put(object);
     return problem;

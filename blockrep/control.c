@@ -7,7 +7,6 @@
  * readable.
  */
 #include "control.h"
-#include "control-request.h"
 
 #include "clock.h"
 #include "fd.h"
@@ -38,7 +37,8 @@ typedef struct Client {
 } Client;
 
 struct DiskControl {
-    Target *target;
+    const DiskService *service;
+    void *user_data;
     char *path;
     int listen_fd, stop_fd;
     pthread_t thread;
@@ -47,101 +47,7 @@ struct DiskControl {
     Client clients[MAX_CLIENTS];
 };
 
-/* --- Answers --- */
-
-static void
-add(json_object *object, const char *key, json_object *value)
-{
-    json_object_object_add(object, key, value);
-}
-
-static void
-add_number(json_object *object, const char *key, uint64_t value)
-{
-    add(object, key, json_object_new_uint64(value));
-}
-
-static json_object *
-overlay_json(const TargetStatus *status, int i)
-{
-    json_object *object = json_object_new_object();
-
-    add_number(object, "used_bytes", status->used_bytes[i]);
-    add_number(object, "limit_bytes", status->limit_bytes[i]);
-    add_number(object, "peak_bytes", status->peak_bytes[i]);
-    return object;
-}
-
-static json_object *
-commit_json(const TargetStatus *status)
-{
-    json_object *object = json_object_new_object();
-
-    add(object, "phase", json_object_new_string(commit_phase_name(status->phase)));
-    add_number(object, "done_blocks", status->commit_done_blocks);
-    add_number(object, "all_blocks", status->commit_all_blocks);
-    if (status->phase == COMMIT_FAILED)
-        add(object, "failure", json_object_new_string(status->failure));
-    return object;
-}
-
-static json_object *
-faults_json(const LayersCounters *counters)
-{
-    json_object *object = json_object_new_object();
-
-    for (int i = 1; i < FAULT_COUNT; i++) {
-        if (counters->faults[i] > 0)
-            add_number(object, fault_name((Fault)i), counters->faults[i]);
-    }
-    return object;
-}
-
-/* May a VM be started on this disk, and if not, why? */
-static void
-add_startable(json_object *object, const TargetStatus *status)
-{
-    bool is_startable = status->mode == TARGET_LOCAL || status->mode == TARGET_COMMITTING;
-
-    add(object, "startable", json_object_new_boolean(is_startable));
-    if (is_startable)
-        return;
-    add(object, "reason",
-        json_object_new_string(status->meta.state == DISK_SYNCING
-                                   ? "the disk is Syncing: part of it is older than the rest"
-                                   : "the disk is Inconsistent: it is a mirror's, behind the "
-                                     "primary's, or was never replicated"));
-}
-
-static json_object *
-status_json(Target *target)
-{
-    json_object *object = json_object_new_object();
-    TargetStatus status;
-
-    target_status(target, &status);
-    add(object, "mode", json_object_new_string(target_mode_name(status.mode)));
-    add(object, "state", json_object_new_string(disk_state_name(status.meta.state)));
-    add_startable(object, &status);
-    add_number(object, "size_bytes", status.meta.size_bytes);
-    add_number(object, "generation", status.meta.generation);
-    add_number(object, "epoch", status.meta.epoch);
-    add(object, "stale", json_object_new_string(fault_name(status.stale)));
-    add(object, "high_water", json_object_new_boolean(status.high_water));
-    add(object, "durable_overlays", json_object_new_boolean(status.durable_overlays));
-    add(object, "hidden", overlay_json(&status, 0));
-    add(object, "active", overlay_json(&status, 1));
-    add(object, "commit", commit_json(&status));
-    add_number(object, "checkpoint_last_us", status.checkpoint_last_us);
-    add_number(object, "checkpoint_max_us", status.checkpoint_max_us);
-    add_number(object, "target_requests", status.counters.requests[SIDE_TARGET]);
-    add_number(object, "active_requests", status.counters.requests[SIDE_ACTIVE]);
-    add_number(object, "saved_bytes", status.counters.saved_bytes);
-    add_number(object, "skipped_trims", status.counters.skipped_trims);
-    add(object, "faults", faults_json(&status.counters));
-    add_number(object, "change", status.change);
-    return object;
-}
+/* --- Requests --- */
 
 static json_object *
 error_json(const char *error_class, const char *text)
@@ -149,63 +55,29 @@ error_json(const char *error_class, const char *text)
     json_object *error = json_object_new_object();
     g_autofree char *valid = g_utf8_make_valid(text, -1);
 
-    add(error, "class", json_object_new_string(error_class));
-    add(error, "text", json_object_new_string(valid));
+    json_object_object_add(error, "class", json_object_new_string(error_class));
+    json_object_object_add(error, "text", json_object_new_string(valid));
     return error;
 }
 
-static const char *
-class_of(const GError *error)
-{
-    if (g_error_matches(error, TARGET_ERROR, TARGET_ERROR_REFUSED))
-        return "refused";
-    return g_error_matches(error, TARGET_ERROR, TARGET_ERROR_TIMEOUT) ? "timeout" : "failed";
-}
-
-/* --- Requests --- */
-
-static gboolean
-carry_out(Target *target, const DiskRequest *request, int64_t deadline_ns, GError **error)
-{
-    switch (request->command) {
-    case DISK_STATUS:
-        if (request->after > 0)
-            target_wait_change(target, request->after, deadline_ns);
-        return TRUE;
-    case DISK_SYNC:
-        return target_sync(target, request->generation, deadline_ns, error);
-    case DISK_MIRROR:
-        return target_mirror(target, request->generation, request->epoch, deadline_ns, error);
-    case DISK_CHECKPOINT:
-        return target_checkpoint(target, request->epoch, deadline_ns, error);
-    case DISK_BARRIER:
-        return target_barrier(target, request->durable, deadline_ns, error);
-    case DISK_FAILOVER:
-        return target_failover(target, request->generation, deadline_ns, error) &&
-               target_wait_commit(target, request->durable, deadline_ns, error);
-    case DISK_COMMAND_COUNT:
-        break;
-    }
-    g_assert_not_reached();
-}
-
 static json_object *
-answer(Target *target, const char *line, gsize length)
+answer(const DiskControl *control, const char *line, gsize length)
 {
     g_auto(DiskRequest) request = {0};
-    g_autofree char *problem = disk_request_parse(line, length, &request);
+    g_autofree char *problem = disk_request_parse(control->service->set, line, length, &request);
+    json_object *message = json_object_new_object(), *result = NULL;
     g_autoptr(GError) error = NULL;
-    json_object *message = json_object_new_object();
 
-    add(message, "id", json_object_get(request.id));
+    json_object_object_add(message, "id", json_object_get(request.id));
     if (problem)
-        add(message, "error", error_json("usage", problem));
-    else if (!carry_out(target, &request, clock_now_ns() + request.timeout_ms * NS_PER_MS, &error))
-        add(message, "error", error_json(class_of(error), error->message));
-    else if (request.command == DISK_STATUS)
-        add(message, "return", status_json(target));
+        json_object_object_add(message, "error", error_json("usage", problem));
+    else if ((result = control->service->carry_out(control->user_data, &request,
+                                                   clock_now_ns() + request.timeout_ms * NS_PER_MS,
+                                                   &error)))
+        json_object_object_add(message, "return", result);
     else
-        add(message, "return", json_object_new_object());
+        json_object_object_add(message, "error",
+                               error_json(control->service->error_class(error), error->message));
     return message;
 }
 
@@ -256,8 +128,8 @@ handle_lines(const Client *client, GByteArray *input)
     while (input->len > 0 && (end = memchr(input->data, '\n', input->len)) != NULL) {
         gsize length = (gsize)(end - input->data);
         bool is_sent =
-            length == 0 || send_message(client->fd, answer(client->control->target,
-                                                           (const char *)input->data, length));
+            length == 0 ||
+            send_message(client->fd, answer(client->control, (const char *)input->data, length));
 
         g_byte_array_remove_range(input, 0, (guint)length + 1);
         if (!is_sent)
@@ -265,8 +137,7 @@ handle_lines(const Client *client, GByteArray *input)
     }
     if (input->len <= DISK_LINE_MAX_BYTES)
         return true;
-    (void)send_message(client->fd,
-                       answer(client->control->target, (const char *)input->data, input->len));
+    (void)send_message(client->fd, answer(client->control, (const char *)input->data, input->len));
     return false;
 }
 
@@ -356,8 +227,9 @@ accept_client(DiskControl *control)
 
     json_object *message = json_object_new_object();
 
-    add(message, "id", NULL);
-    add(message, "error", error_json("refused", "8 clients are connected already; close one"));
+    json_object_object_add(message, "id", NULL);
+    json_object_object_add(message, "error",
+                           error_json("refused", "8 clients are connected already; close one"));
     (void)send_message(fd, message);
 }
 
@@ -372,7 +244,7 @@ run_accept(void *user_data)
 }
 
 DiskControl *
-disk_control_new(const char *path, Target *target, GError **error)
+disk_control_new(const char *path, const DiskService *service, void *user_data, GError **error)
 {
     auto_fd int listen_fd = fd_unix_listen(path);
     auto_fd int stop_fd = eventfd(0, EFD_CLOEXEC);
@@ -394,7 +266,8 @@ disk_control_new(const char *path, Target *target, GError **error)
     (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     (void)pthread_cond_init(&control->one_ended, &attr);
     (void)pthread_condattr_destroy(&attr);
-    control->target = target;
+    control->service = service;
+    control->user_data = user_data;
     control->path = g_strdup(path);
     control->listen_fd = fd_steal(&listen_fd);
     control->stop_fd = fd_steal(&stop_fd);

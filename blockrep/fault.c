@@ -17,6 +17,8 @@ static const char *const names[] = {
     [FAULT_EMPTYING] = "emptying",
     [FAULT_FAILOVER_COMMIT] = "failover-commit",
     [FAULT_METADATA] = "metadata",
+    [FAULT_FORWARDING] = "forwarding",
+    [FAULT_PRIMARY_DISK] = "primary-disk",
 };
 static_assert(G_N_ELEMENTS(names) == FAULT_COUNT, "a name for each fault");
 

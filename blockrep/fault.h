@@ -14,6 +14,8 @@ typedef enum Fault {
     FAULT_EMPTYING,        /* the overlays could not be emptied in time */
     FAULT_FAILOVER_COMMIT, /* the overlays could not be written into the disk */
     FAULT_METADATA,        /* the metadata could not be saved */
+    FAULT_FORWARDING,      /* the connection to the peer has ended, or it did not answer */
+    FAULT_PRIMARY_DISK,    /* what the peer lacks cannot be read */
     FAULT_COUNT,
 } Fault;
 

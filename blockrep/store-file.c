@@ -193,33 +193,70 @@ store_of(int fd, uint64_t size_bytes, bool is_device)
     return &file->base;
 }
 
+/* The size of what is open; 0: @error is set. */
+static uint64_t
+size_of(int fd, const char *path, bool *ret_is_device, GError **error)
+{
+    struct stat st;
+    uint64_t size = 0;
+
+    if (fstat(fd, &st) < 0) {
+        (void)fail(path, "look at it", error);
+        return 0;
+    }
+    *ret_is_device = S_ISBLK(st.st_mode);
+    if (S_ISREG(st.st_mode))
+        size = (uint64_t)st.st_size;
+    else if (*ret_is_device && ioctl(fd, BLKGETSIZE64, &size) < 0) {
+        (void)fail(path, "ask for its size", error);
+        return 0;
+    }
+    if (size > 0 && size <= INT64_MAX)
+        return size;
+    g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
+                "%s: a disk is a raw file or a block device, and not empty", path);
+    return 0;
+}
+
 Store *
 store_file_open(const char *path, GError **error)
 {
     auto_fd int fd = open(path, O_RDWR | O_CLOEXEC);
-    struct stat st;
-    uint64_t size = 0;
+    bool is_device;
 
     if (fd < 0)
         return fail(path, "open it", error);
-    if (fstat(fd, &st) < 0)
-        return fail(path, "look at it", error);
-    if (S_ISREG(st.st_mode))
-        size = (uint64_t)st.st_size;
-    else if (S_ISBLK(st.st_mode) && ioctl(fd, BLKGETSIZE64, &size) < 0)
-        return fail(path, "ask for its size", error);
-    if (size == 0 || size > INT64_MAX) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
-                    "%s: a disk is a raw file or a block device, and not empty", path);
+
+    uint64_t size = size_of(fd, path, &is_device, error);
+
+    if (size == 0)
         return NULL;
-    }
     if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
         if (errno != EWOULDBLOCK)
             return fail(path, "lock it", error);
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY, "%s: another process uses it", path);
         return NULL;
     }
-    return store_of(fd_steal(&fd), size, S_ISBLK(st.st_mode));
+    return store_of(fd_steal(&fd), size, is_device);
+}
+
+int
+store_open_readonly(const char *path, uint64_t *ret_size_bytes, GError **error)
+{
+    auto_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool is_device;
+
+    if (fd < 0) {
+        (void)fail(path, "open it", error);
+        return -1;
+    }
+
+    uint64_t size = size_of(fd, path, &is_device, error);
+
+    if (size == 0)
+        return -1;
+    *ret_size_bytes = size;
+    return fd_steal(&fd);
 }
 
 Store *

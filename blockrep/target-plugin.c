@@ -9,7 +9,8 @@
  * get_ready opens everything, so that what is wrong is said before nbdkit goes into the background;
  * threads start in after_fork.
  */
-#include "control.h"
+#include "plugin-quit.h"
+#include "target-control.h"
 #include "target-exports.h"
 #include "target-open.h"
 
@@ -136,7 +137,7 @@ target_after_fork(void)
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
     target_start(plugin.target);
-    plugin.control = disk_control_new(plugin.control_path, plugin.target, &error);
+    plugin.control = target_control_new(plugin.control_path, plugin.target, &error);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (!plugin.control) {
         nbdkit_error("%s", error->message);
@@ -158,6 +159,7 @@ target_unload(void)
 {
     target_cleanup(); /* nbdkit that ends before it served does without */
     g_clear_pointer(&plugin.target, target_free);
+    plugin_quit_done();
     free(plugin.disk);
     free(plugin.metadata);
     free(plugin.map);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""conftest.py - the target plugin in a real nbdkit, driven by real NBD clients
+"""conftest.py - our plugins in a real nbdkit, driven by real NBD clients
 
 COLOD_BLOCK_BUILD   build directory (default build/dev), not a sanitized one: nbdkit is not built that way
 """
@@ -19,7 +19,7 @@ import pytest
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCE = os.path.dirname(os.path.dirname(HERE))
 BUILD = os.path.abspath(os.environ.get("COLOD_BLOCK_BUILD", f"{SOURCE}/build/dev"))
-PLUGIN = f"{BUILD}/blockrep/nbdkit-colo-target-plugin.so"
+PLUGINS = f"{BUILD}/blockrep/nbdkit-colo"
 DEADLINE_S = 30
 
 
@@ -29,6 +29,8 @@ class Refused(Exception):
 
 class Target:
     """One nbdkit with the plugin on files in a folder; `start` and `kill` as often as wanted."""
+
+    plugin = "target"
 
     def __init__(self, folder, size, **options):
         self.folder = str(folder)
@@ -54,7 +56,8 @@ class Target:
         return [f"{key}={value}" for key, value in values.items()]
 
     def command(self, *sockets):
-        return ["nbdkit", "-f", *sockets, *self.options.get("nbdkit", []), PLUGIN, *self.arguments()]
+        return ["nbdkit", "-f", *sockets, *self.options.get("nbdkit", []), f"{PLUGINS}-{self.plugin}-plugin.so",
+                *self.arguments()]
 
     def start(self):
         for path in (self.nbd, self.control):
@@ -142,13 +145,26 @@ class Target:
         return status
 
 
-@pytest.fixture
-def make_target(tmp_path):
-    """make_target(size, **parameters) -> a started Target; all are ended and their logs looked through."""
+class Forwarder(Target):
+    """The same with the forwarder; its one export has no name."""
+
+    plugin = "forward"
+
+    @property
+    def map(self):
+        return f"{self.folder}/map"
+
+    def arguments(self):
+        values = {"disk": self.disk, "metadata": self.meta, "map": self.map, "control": self.control}
+        values.update({key.replace("_", "-"): value for key, value in self.options.items() if key != "nbdkit"})
+        return [f"{key}={value}" for key, value in values.items()]
+
+
+def makers(cls, tmp_path):
     targets = []
 
     def make(size=64 << 20, start=True, folder=None, **options):
-        target = Target(folder or tmp_path, size, **options)
+        target = cls(folder or tmp_path / cls.plugin, size, **options)
         targets.append(target)
         return target.start() if start else target
 
@@ -160,6 +176,18 @@ def make_target(tmp_path):
             text = target.text_of_log()
             print(text)
             assert "assertion" not in text
+
+
+@pytest.fixture
+def make_target(tmp_path):
+    """make_target(size, **parameters) -> a started Target; all are ended and their logs looked through."""
+    yield from makers(Target, tmp_path)
+
+
+@pytest.fixture
+def make_forwarder(tmp_path):
+    """The same of a Forwarder."""
+    yield from makers(Forwarder, tmp_path)
 
 
 @pytest.fixture

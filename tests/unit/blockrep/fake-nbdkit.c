@@ -14,6 +14,7 @@
 #include <nbdkit-plugin.h>
 
 FakeConnection fake_connection;
+atomic_uint fake_nbdkit_shutdowns;
 
 static __thread char error_text[512];
 static __thread int error_number;
@@ -83,6 +84,12 @@ nbdkit_peer_name(struct sockaddr *address, socklen_t *length)
     address->sa_family = fake_connection.is_local ? AF_UNIX : AF_INET6;
     *length = sizeof(*address);
     return 0;
+}
+
+void
+nbdkit_shutdown(void)
+{
+    (void)atomic_fetch_add(&fake_nbdkit_shutdowns, 1);
 }
 
 int

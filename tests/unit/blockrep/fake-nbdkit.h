@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -17,6 +18,9 @@ typedef struct FakeConnection {
 } FakeConnection;
 
 extern FakeConnection fake_connection;
+
+/* How often nbdkit was asked to end. */
+extern atomic_uint fake_nbdkit_shutdowns;
 
 /** What the last callback that failed in this thread said; "" : nothing. */
 const char *fake_nbdkit_error(void);

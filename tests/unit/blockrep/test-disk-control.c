@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* test-disk-control.c - requests of the control socket, and its server with several clients */
-#include "control-request.h"
-#include "control.h"
 #include "fake-journal.h"
+#include "fake-nbdkit.h"
+#include "target-control.h"
 #include "target-open.h"
 
 #include "check-main.h"
@@ -20,20 +20,20 @@ static void
 expect_problem(const char *line, const char *part)
 {
     g_auto(DiskRequest) request = {0};
-    g_autofree char *problem = disk_request_parse(line, strlen(line), &request);
+    g_autofree char *problem = disk_request_parse(&target_commands, line, strlen(line), &request);
 
     ck_assert_msg(problem != NULL, "%s", line);
     ck_assert_msg(strstr(problem, part) != NULL, "%s: %s", line, problem);
 }
 
 static void
-expect_request(const char *line, DiskCommand command)
+expect_request(const char *line, const char *command)
 {
     g_auto(DiskRequest) request = {0};
-    g_autofree char *problem = disk_request_parse(line, strlen(line), &request);
+    g_autofree char *problem = disk_request_parse(&target_commands, line, strlen(line), &request);
 
     ck_assert_msg(problem == NULL, "%s: %s", line, problem);
-    ck_assert_int_eq(request.command, command);
+    ck_assert_str_eq(target_commands.commands[request.command].name, command);
 }
 
 START_TEST(unit_requests)
@@ -43,19 +43,19 @@ START_TEST(unit_requests)
         "9223372036854775806, \"epoch\": 0, \"timeout_ms\": 250}}";
     g_auto(DiskRequest) request = {0};
 
-    ck_assert_ptr_null(disk_request_parse(line, strlen(line), &request));
-    ck_assert_int_eq(request.command, DISK_MIRROR);
+    ck_assert_ptr_null(disk_request_parse(&target_commands, line, strlen(line), &request));
+    ck_assert_str_eq(target_commands.commands[request.command].name, "mirror");
     ck_assert(request.generation == 9223372036854775806 && request.epoch == 0);
     ck_assert_int_eq(request.timeout_ms, 250);
     ck_assert_str_eq(json_object_to_json_string(request.id), "[ 7 ]");
-    expect_request("{\"command\": \"status\"}", DISK_STATUS);
-    expect_request("{\"command\": \"status\", \"arguments\": {\"after\": 3}}", DISK_STATUS);
-    expect_request("{\"command\": \"sync\", \"arguments\": {\"generation\": 3}}", DISK_SYNC);
-    expect_request("{\"command\": \"checkpoint\", \"arguments\": {\"epoch\": 3}}", DISK_CHECKPOINT);
-    expect_request("{\"command\": \"barrier\", \"arguments\": {\"durable\": true}}", DISK_BARRIER);
+    expect_request("{\"command\": \"status\"}", "status");
+    expect_request("{\"command\": \"status\", \"arguments\": {\"after\": 3}}", "status");
+    expect_request("{\"command\": \"sync\", \"arguments\": {\"generation\": 3}}", "sync");
+    expect_request("{\"command\": \"checkpoint\", \"arguments\": {\"epoch\": 3}}", "checkpoint");
+    expect_request("{\"command\": \"barrier\", \"arguments\": {\"durable\": true}}", "barrier");
     expect_request("{\"command\": \"failover\", \"arguments\": {\"generation\": 3, \"until\": "
                    "\"committed\"}}",
-                   DISK_FAILOVER);
+                   "failover");
 }
 END_TEST
 
@@ -115,7 +115,7 @@ rig_init(Rig *rig)
                                   fake_store_base(fake_store_new(size, true, NULL)),
                                   &fake_journal_new(&meta, NULL)->base, &meta, NULL, NULL);
     target_start(rig->target);
-    rig->control = disk_control_new(rig->path, rig->target, NULL);
+    rig->control = target_control_new(rig->path, rig->target, NULL);
     ck_assert_ptr_nonnull(rig->control);
 }
 
