@@ -128,8 +128,9 @@ forward_free(Forward *forward)
     chunk_set_free(forward->flushing);
     chunk_set_free(forward->confirmed);
     forward_queue_free(forward->queue);
-    /* Who closes the map says with it that the disk has what it does not mark. */
-    if (forward->map && forward->mode != FORWARD_IDLE && fdatasync(forward->disk_fd) < 0)
+    /* Who closes the map says with it that the disk has what it does not mark; also one that was
+     * found armed, whoever armed it. */
+    if (forward->map && dirty_map_is_armed(forward->map) && fdatasync(forward->disk_fd) < 0)
         dirty_map_distrust(forward->map);
     dirty_map_free(forward->map);
     journal_free(forward->journal);
@@ -260,22 +261,22 @@ mark(Forward *forward, uint64_t offset, uint64_t len)
 }
 
 /* How much of the request, from its front, the copy and the queue have to be told of in one step:
- * up to the end of the chunk, if the peer lacks that. False: it is not to be queued. */
-static bool
-note_for_copy(Forward *forward, uint64_t offset, uint64_t *len)
+ * up to the end of the chunk, if the peer lacks that. What cannot be put down as written (a part of
+ * a sector, or too many chunks) the copy reads when the disk certainly has it: then it sends what
+ * the queue sends too, in either order. */
+static uint64_t
+note_for_copy(Forward *forward, uint64_t offset, uint64_t len)
 {
-    uint64_t in_chunk = MIN(*len, chunk_start(offset) + CHUNK_BYTES - offset);
+    uint64_t in_chunk = MIN(len, chunk_start(offset) + CHUNK_BYTES - offset);
 
     if (chunk_set_count(forward->lacking) == 0)
-        return true;
-    *len = in_chunk;
+        return len;
     if (!chunk_set_has(forward->lacking, offset) || forward_queue_is_holding(forward->queue) ||
         sector_mask_add(forward->mask, offset, in_chunk))
-        return true;
-    /* A part of a sector, or too many chunks: it comes with the copy, later. */
+        return in_chunk;
     chunk_set_add(forward->delayed, offset, in_chunk);
     forward->delayed_until_ns = clock_now_ns() + SETTLED_NS;
-    return false;
+    return in_chunk;
 }
 
 /* One step of a request: how much is settled; 0: there is no room. */
@@ -291,10 +292,7 @@ change_some(Forward *forward, const ForwardEntry *what)
         mark(forward, what->offset, len);
         return len;
     case FORWARD_SYNCING:
-        if (!note_for_copy(forward, what->offset, &len)) {
-            mark(forward, what->offset, len);
-            return len;
-        }
+        len = note_for_copy(forward, what->offset, len);
         break;
     case FORWARD_MIRRORING:
         break;

@@ -110,19 +110,21 @@ take(SectorMask *mask, uint64_t chunk)
 bool
 sector_mask_add(SectorMask *mask, uint64_t offset, uint64_t len)
 {
-    uint64_t chunk = chunk_start(offset), first = (offset - chunk) / SECTOR_BYTES;
+    uint64_t chunk = chunk_start(offset);
+    uint64_t first = (offset - chunk + SECTOR_BYTES - 1) / SECTOR_BYTES;
+    uint64_t end = (offset - chunk + len) / SECTOR_BYTES;
 
     g_assert(len > 0 && offset + len <= chunk + CHUNK_BYTES);
-    if (offset % SECTOR_BYTES != 0 || len % SECTOR_BYTES != 0)
+    if (first >= end)
         return false;
 
     Place *place = find(mask, chunk);
 
     if (!place && !(place = take(mask, chunk)))
         return false;
-    for (uint64_t i = first; i < first + len / SECTOR_BYTES; i++)
+    for (uint64_t i = first; i < end; i++)
         place->bits[i / 64] |= UINT64_C(1) << i % 64;
-    return true;
+    return offset % SECTOR_BYTES == 0 && len % SECTOR_BYTES == 0;
 }
 
 static bool

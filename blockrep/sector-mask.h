@@ -13,7 +13,8 @@ SectorMask *sector_mask_new(unsigned max_chunks);
 void sector_mask_free(SectorMask *mask);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SectorMask, sector_mask_free)
 
-/** The range is inside one chunk. False: it is not of whole sectors, or there is no room. */
+/** The range is inside one chunk; its whole sectors are added. False: there is no room, or parts of
+ * sectors were left out. */
 bool sector_mask_add(SectorMask *mask, uint64_t offset, uint64_t len);
 /**
  * Runs of the chunk [@chunk, @end) that were not added: the first one at or behind @from.
