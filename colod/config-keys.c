@@ -61,7 +61,7 @@ const ConfigKey config_keys[] = {
      .min = 1, .max = CONFIG_MAX_QUEUES,
      .doc = "the NIC's queues, the same on both hosts (virtio-net-pci on a tap)"},
 
-    {"network", "mode", CONFIG_TYPE_ENUM, MEMBER(network_mode), .standard = "buffered",
+    {"network", "mode", CONFIG_TYPE_ENUM, MEMBER(network_mode), .standard = "lockstep",
      .choices = modes, .doc = "when the guest's output may leave"},
     {"network", "hold-limit-mib", CONFIG_TYPE_UINT, MEMBER(hold_limit_mib), .standard = "64",
      .min = 1, .max = 4096, .doc = "the bound of held output per NIC in MiB"},

@@ -8,7 +8,15 @@ from pair import STALL_SILENT, STALL_STUCK, STALL_TOLD
 from lablib.clients import Blob, Download
 
 
-def test_pvm_killed(pair):
+# Of a buffered network only: PVM runs on from END (early resume), and all that it says is held.
+BUFFERED = pytest.mark.lab(mode="buffered")
+MODES = pytest.mark.parametrize("mode", ["default", pytest.param("buffered", marks=BUFFERED)])
+STEPS = pytest.mark.parametrize("step", [*range(1, 8), *(pytest.param(step, id=f"buffered-{step}", marks=BUFFERED)
+                                                         for step in range(1, 8))])
+
+
+@MODES
+def test_pvm_killed(pair, mode):
     load = pair.load()
     mark = pair.mark()
     pair.lab.kill(pair.primary, "qemu")
@@ -18,7 +26,8 @@ def test_pvm_killed(pair):
     pair.assert_told(pair.secondary, mark, r"taken over|primary's VM ended")
 
 
-def test_pvm_killed_in_a_download_with_checksum(pair):
+@MODES
+def test_pvm_killed_in_a_download_with_checksum(pair, mode):
     """/blob to its end, across the takeover, as fast as it goes."""
     with open(f"{pair.lab.settings.guest}/blob.sha256", encoding="ascii") as file:
         wanted = file.read().strip()
@@ -40,7 +49,8 @@ def test_pvm_killed_in_a_download_with_checksum(pair):
     pair.finish(mark, None, [pair.primary, pair.secondary])
 
 
-def test_svm_killed(pair):
+@MODES
+def test_svm_killed(pair, mode):
     """The primary goes on, unprotected, and releases what it held."""
     load = pair.load()
     mark = pair.mark()
@@ -91,7 +101,8 @@ def test_secondary_host_gone_silently(pair):
     pair.finish(mark, load, [pair.primary])
 
 
-def test_primary_host_frozen_then_thawed(pair):
+@MODES
+def test_primary_host_frozen_then_thawed(pair, mode):
     """It wakes up with held output and a guest that believes to be alone; nothing of that may leave."""
     load = pair.load()
     mark = pair.mark()
@@ -112,7 +123,7 @@ def test_secondary_host_frozen_then_thawed(pair):
     pair.assert_told(pair.secondary, mark, r"heartbeat|link lost|newer generation|refused|replaced")
 
 
-@pytest.mark.parametrize("step", range(1, 8))
+@STEPS
 def test_primary_killed_at_step(pair, step):
     """The gate stands still at a step of a checkpoint; then the primary host loses its power."""
     load = pair.load()
@@ -125,7 +136,7 @@ def test_primary_killed_at_step(pair, step):
     pair.finish(mark, load, [pair.primary, pair.secondary])
 
 
-@pytest.mark.parametrize("step", range(1, 8))
+@STEPS
 def test_pvm_killed_at_step(pair, step):
     """The same, but colod lives and says that its VM is dead."""
     load = pair.load()
@@ -142,7 +153,7 @@ def stalled(pair, mark, step):
                for event in pair.events(pair.primary, mark))
 
 
-@pytest.mark.lab(port="stream")
+@pytest.mark.lab(mode="buffered", port="stream")
 def test_stream_port(pair):
     """The other kind of guest port: no offload, a socket per NIC."""
     load = pair.load()
