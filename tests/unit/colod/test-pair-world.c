@@ -32,6 +32,7 @@ typedef struct Host {
     guint age;           /* turns since the state was entered */
     gboolean retry;      /* the timer runs; it is long beside everything else */
     guint64 wanted;      /* by our own claim */
+    guint64 claiming;    /* the same, on the disk */
     guint64 proposed;    /* by the peer */
     GQueue inbox;        /* Message: from the peer */
     GQueue local;        /* PairEvent: completions of our own actions */
@@ -77,7 +78,7 @@ static void
 claim(World *w, int i, gboolean operator_decides)
 {
     Host *h = &w->host[i];
-    guint64 wanted = h->wanted = h->facts.generation + 1;
+    guint64 wanted = h->wanted = h->claiming = h->facts.generation + 1;
 
     h->facts.claim_pending = TRUE;
 
@@ -499,8 +500,11 @@ boot(World *w, int i)
 
     g_queue_clear(&h->local); /* what happened while no colod was there to hear it */
     h->facts.vm_alive = h->vm;
-    if (!h->vm && !w->manual && w->arbiter_owner == i && w->arbiter_newest > h->facts.generation)
-        burn_generation(h, w->arbiter_newest);
+    if (!w->manual && w->arbiter_owner == i && w->arbiter_newest > h->facts.generation) {
+        ck_assert_uint_eq(h->claiming, w->arbiter_newest);
+        if (!h->vm || !h->facts.role_primary)
+            burn_generation(h, w->arbiter_newest);
+    }
     h->facts.stale = !w->manual && !w->arbiter_away && w->arbiter_owner != i &&
                      w->arbiter_newest > h->facts.generation;
     h->facts.fresh = h->facts.generation == 0 && w->arbiter_newest == 0;
