@@ -231,7 +231,19 @@ on_vm_stuck(Vm *vm G_GNUC_UNUSED, const GError *reason, gpointer user_data)
 
     daemon_set_detail(d, "QEMU is stuck: %s", reason->message);
     event_log_add(d->log, EVENT_WARNING, "vm-stuck", "%s", reason->message);
+    d->facts.vm_stuck = TRUE;
     daemon_event(d, PAIR_EVENT_VM_STUCK);
+}
+
+static void
+on_vm_answers(Vm *vm G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    event_log_add(d->log, EVENT_INFO, "vm-answers", "QEMU answers again");
+    daemon_set_detail(d, "%s", "");
+    d->facts.vm_stuck = FALSE;
+    daemon_retry_later(d);
 }
 
 static void
@@ -252,6 +264,7 @@ static const VmHandlers vm_handlers = {
     .ready = on_vm_ready,
     .dead = on_vm_dead,
     .stuck = on_vm_stuck,
+    .answers = on_vm_answers,
     .stopped = daemon_vm_stopped,
     .resumed = daemon_vm_resumed,
     .guest_shutdown = on_guest_shutdown,
@@ -379,6 +392,7 @@ daemon_forget_vm(Daemon *d)
 {
     daemon_close_gate(d);
     g_clear_pointer(&d->vm, vm_free);
+    d->facts.vm_stuck = FALSE;
     g_clear_pointer(&d->proxy, proxy_free);
     if (d->wanted_state.qemu_pid != 0) {
         d->wanted_state.qemu_pid = 0;

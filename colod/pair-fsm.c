@@ -172,7 +172,7 @@ static gboolean
 guard_can_protect(const PairFacts *f)
 {
     return f->peer_up && (f->peer_state == PAIR_IDLE || f->peer_state == PAIR_OFF) &&
-           f->wants_protection && f->may_prepare;
+           f->wants_protection && f->may_prepare && !f->vm_stuck;
 }
 
 static gboolean
@@ -328,6 +328,14 @@ static const Rule rules[] = {
      "the peer holds a VM that nobody feeds"},
     {IN(ALONE), ON(OP_PROTECT), GUARD(can_protect), PAIR_PREPARING, DO(A(SEND_PREPARE)),
      "operator's order"},
+
+    /* The last copy of the guest is not thrown away because it stands still. */
+    {IN(ALONE), ON(VM_STUCK), GUARD(always), STAY, DO(A(NONE)),
+     "QEMU is stuck; nobody else has the VM, so it is kept"},
+    {IN(PREPARING), ON(VM_STUCK), GUARD(always), PAIR_ALONE, DO(A(SEND_DISCARD), A(RETRY_LATER)),
+     "QEMU is stuck; nobody else has the VM, so it is kept"},
+    {IN(MIGRATING), ON(VM_STUCK), GUARD(always), PAIR_RESUMING,
+     DO(A(LEAVE_COLO), A(SEND_DISCARD), A(RETRY_LATER)), "QEMU is stuck in the initial migration"},
 
     {IN(PREPARING), ON(PEER_PREPARED), GUARD(always), PAIR_MIGRATING, DO(A(START_MIGRATION)),
      "the peer's VM waits for the stream"},
@@ -618,7 +626,6 @@ pair_state_timeout_ms(PairState state)
 {
     switch (state) {
     case PAIR_STARTING:
-    case PAIR_ADOPTING:
     case PAIR_INCOMING_START:
         return 15000; /* QEMU start-up on a loaded host */
     case PAIR_PREPARING:
@@ -628,9 +635,12 @@ pair_state_timeout_ms(PairState state)
         return 600000; /* the gate watches for silence; this bounds a guest that never converges */
     case PAIR_JUDGING:
         return 1000;
+    case PAIR_ADOPTING:
     case PAIR_RESUMING:
     case PAIR_TAKING_OVER:
-        return 5000;
+        /* It takes milliseconds. QEMU may stand still for longer (storage, a suspended host), and
+         * it has the only copy of the guest: the alternative is to boot it anew. */
+        return 60000;
     case PAIR_STOPPING:
         return 5000;
     case PAIR_BOOT:

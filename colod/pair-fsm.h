@@ -115,6 +115,7 @@ typedef struct PairFacts {
     gboolean peer_role_primary, peer_initial_primary;
     gboolean peer_gave_up;  /* VM_DEAD came since the peer last had a VM */
     gboolean claim_pending; /* asked for, not answered */
+    gboolean vm_stuck;      /* it missed a deadline and has not answered since */
     gboolean promotable;    /* SVM's state is whole: gate_load() is GATE_LOAD_CLEAN */
     gboolean wants_protection;
     gboolean may_prepare; /* self-test passed and no retry timer is running */

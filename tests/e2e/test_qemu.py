@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A QEMU or a host dies or stands still."""
 import hashlib
+import time
 
 import pytest
 from pair import STALL_SILENT, STALL_STUCK, STALL_TOLD
@@ -59,6 +60,26 @@ def test_svm_killed(pair, mode):
     pair.finish(mark, load, [pair.primary])
     pair.assert_told(pair.secondary, mark, r"QEMU.*(signal|kill|ended)")
     pair.assert_told(pair.primary, mark, r"secondary's VM ended|checkpointing failed")
+
+
+def test_lone_pvm_frozen_then_thawed(pair):
+    """Nobody else has the guest: it is kept, however long it stands still, and not copied before it answers again."""
+    load = pair.load()
+    pair.lab.kill(pair.secondary, "host")
+    mark = pair.mark()
+    pair.wait_state(pair.primary, "alone", 10)
+    old = pair.lab.host(pair.primary).qemu()
+    pair.lab.freeze(pair.primary, "qemu")
+    pair.lab.start(pair.secondary)
+    pair.wait(pair.primary, lambda s: "only copy" in s["reason"], 10, "a reason that says what is kept")
+    pair.wait(pair.primary, lambda s: s["peer"]["connected"], 20, "the other host is back")
+    time.sleep(6)  # the test is that nothing happens in this time, which is longer than other deadlines
+    assert pair.status(pair.primary)["state"] == "alone"
+    pair.lab.thaw(pair.primary, "qemu")
+    load.wait_flow()
+    pair.finish(mark, load, [pair.primary])
+    assert pair.lab.host(pair.primary).qemu().pid == old.pid
+    pair.assert_told(pair.primary, mark, r"QEMU answers again")
 
 
 def test_pvm_frozen(pair):

@@ -122,6 +122,7 @@ kill_vm(Host *h)
 {
     if (h->vm)
         push_local(h, PAIR_EVENT_VM_DEAD);
+    h->facts.vm_stuck = FALSE;
     h->vm = h->output_open = h->armed_link = FALSE;
 }
 
@@ -254,7 +255,9 @@ static void
 leave_colo(World *w, int i)
 {
     close_gate(w, i);
-    push_local(&w->host[i], PAIR_EVENT_VM_RUNNING);
+    /* Or it stands still, and the state's deadline comes. */
+    if (w->forbid_faults || g_rand_int_range(w->rand, 0, 50) > 0)
+        push_local(&w->host[i], PAIR_EVENT_VM_RUNNING);
 }
 
 static void
@@ -561,6 +564,7 @@ fault(World *w)
         gate_lost(w, !i);
         break;
     case 9:
+        h->facts.vm_stuck = h->vm;
         host_event(w, i, PAIR_EVENT_VM_STUCK);
         break;
     case 10:
@@ -603,6 +607,10 @@ world_step(World *w)
     if (h->state == PAIR_BOOT) {
         boot(w, i);
         return;
+    }
+    if (h->facts.vm_stuck && (w->forbid_faults || g_rand_int_range(w->rand, 0, 100) == 0)) {
+        h->facts.vm_stuck = FALSE;
+        h->retry = TRUE;
     }
     if (++h->age > 500 && pair_state_timeout_ms(h->state) > 0) {
         h->age = 0;
