@@ -420,6 +420,7 @@ on_left_colo(Vm *vm G_GNUC_UNUSED, const GError *error G_GNUC_UNUSED, gpointer u
 static void
 set_output(Daemon *d, ProxyEgress egress)
 {
+    d->output_held = FALSE;
     if (d->proxy == NULL)
         return;
     proxy_set_egress(d->proxy, egress, NULL, NULL);
@@ -468,6 +469,9 @@ daemon_act(Daemon *d, PairAction action)
     case PAIR_ACTION_OPEN_OUTPUT:
     case PAIR_ACTION_DROP_OUTPUT:
         set_output(d, action == PAIR_ACTION_OPEN_OUTPUT ? PROXY_EGRESS_OPEN : PROXY_EGRESS_DROP);
+        break;
+    case PAIR_ACTION_HOLD_OUTPUT:
+        daemon_network_hold(d);
         break;
     case PAIR_ACTION_CLAIM:
     case PAIR_ACTION_CLAIM_OPERATOR:

@@ -97,6 +97,9 @@ daemon_reason(const Daemon *d)
     case PAIR_CLAIM_PRIMARY:
     case PAIR_CLAIM_SECONDARY:
         return claim_reason(d);
+    case PAIR_HANDING_OVER:
+    case PAIR_PROVING:
+        return g_strdup("failing over: planned, waiting for the secondary's VM to run on");
     case PAIR_JUDGING:
     case PAIR_RESUMING:
     case PAIR_TAKING_OVER:
@@ -180,12 +183,14 @@ egress_name(const Daemon *d)
     case PAIR_MIGRATING:
         return "open";
     case PAIR_PROTECTED:
+    case PAIR_HANDING_OVER:
     case PAIR_JUDGING:
     case PAIR_CLAIM_PRIMARY:
     case PAIR_RESUMING:
-        return lockstep ? "compared" : "held";
+        return lockstep && !d->output_held ? "compared" : "held";
     case PAIR_INCOMING:
     case PAIR_STANDBY:
+    case PAIR_PROVING:
     case PAIR_CLAIM_SECONDARY:
     case PAIR_TAKING_OVER:
         return lockstep ? "shadow" : "kept";

@@ -72,8 +72,16 @@ assert_step_is_safe(PairState state, PairEvent event, const PairFacts *facts, co
     }
     if (step->next == PAIR_RESUMING && state != PAIR_RESUMING)
         MUST(event == PAIR_EVENT_CLAIM_GRANTED || state == PAIR_MIGRATING);
-    if (step->next == PAIR_CLAIM_SECONDARY && state != PAIR_CLAIM_SECONDARY)
+    /* In PROVING it was when that began. */
+    if (step->next == PAIR_CLAIM_SECONDARY && state != PAIR_CLAIM_SECONDARY &&
+        state != PAIR_PROVING)
         MUST(facts->promotable);
+    if (step->next == PAIR_PROVING && state != PAIR_PROVING)
+        MUST(facts->promotable && facts->peer_up && facts->peer_state == PAIR_HANDING_OVER);
+    /* The only copy that is known to be whole, as long as the other one is not known to run. */
+    if (state == PAIR_HANDING_OVER && has_action(step, PAIR_ACTION_KILL_VM))
+        MUST(event == PAIR_EVENT_VM_STUCK || event == PAIR_EVENT_OP_STOP ||
+             facts->peer_generation > facts->generation);
     if (step->next == PAIR_STARTING && state != PAIR_STARTING)
         MUST(event == PAIR_EVENT_CLAIM_GRANTED);
     if (has_action(step, PAIR_ACTION_GRANT))
