@@ -276,8 +276,12 @@ daemon_give_up(Daemon *d)
 static void
 on_followed(Daemon *d, gboolean saved, gpointer user_data G_GNUC_UNUSED)
 {
-    if (saved)
-        daemon_send_state(d);
+    if (!saved)
+        return;
+    daemon_send_state(d);
+    /* What the peer said last meets other facts now: this host may be the one to start the VM. */
+    if (d->facts.peer_up)
+        daemon_event(d, PAIR_EVENT_PEER_STATE);
 }
 
 void

@@ -62,7 +62,8 @@ def test_svm_killed(pair, mode):
     pair.assert_told(pair.primary, mark, r"secondary's VM ended|checkpointing failed")
 
 
-def test_lone_pvm_frozen_then_thawed(pair):
+@pytest.mark.parametrize("when", ["alone", "resuming"])
+def test_lone_pvm_frozen_then_thawed(pair, when):
     """Nobody else has the guest: it is kept, however long it stands still, and not copied before it answers again."""
     load = pair.load()
     pair.lab.kill(pair.secondary, "host")
@@ -70,11 +71,13 @@ def test_lone_pvm_frozen_then_thawed(pair):
     pair.wait_state(pair.primary, "alone", 10)
     old = pair.lab.host(pair.primary).qemu()
     pair.lab.freeze(pair.primary, "qemu")
+    if when == "alone":
+        pair.wait(pair.primary, lambda s: "only copy" in s["reason"], 10, "a reason that says what is kept")
     pair.lab.start(pair.secondary)
-    pair.wait(pair.primary, lambda s: "only copy" in s["reason"], 10, "a reason that says what is kept")
-    pair.wait(pair.primary, lambda s: s["peer"]["connected"], 20, "the other host is back")
+    # As soon as the other host is there the guest is to be copied, and QEMU found to be stuck.
+    pair.wait(pair.primary, lambda s: s["peer"]["connected"] and s["state"] == when, 20, "the other host is back")
     time.sleep(6)  # the test is that nothing happens in this time, which is longer than other deadlines
-    assert pair.status(pair.primary)["state"] == "alone"
+    assert pair.status(pair.primary)["state"] == when
     pair.lab.thaw(pair.primary, "qemu")
     load.wait_flow()
     pair.finish(mark, load, [pair.primary])
