@@ -84,7 +84,7 @@ const ConfigKey config_keys[] = {
     {CONFIG_GROUP_DISK, "overlay-dir", CONFIG_TYPE_PATH, DISK_MEMBER(overlay_dir),
      .doc = "the folder of the disk's overlays"},
 
-    {"network", "mode", CONFIG_TYPE_ENUM, MEMBER(network_mode), .standard = "buffered",
+    {"network", "mode", CONFIG_TYPE_ENUM, MEMBER(network_mode), .standard = "lockstep",
      .choices = modes, .doc = "when the guest's output may leave"},
     {"network", "hold-limit-mib", CONFIG_TYPE_UINT, MEMBER(hold_limit_mib), .standard = "64",
      .min = 1, .max = 4096, .doc = "the bound of held output per NIC in MiB"},
@@ -260,12 +260,7 @@ parse_host(const char *text, void *field)
     return put_string(field, text);
 }
 
-<<<<<<< HEAD
-/* libnbd connects to it and wants it in the certificate: an address is compared with its IP SANs.
- */
-=======
 /* libnbd connects to it and wants it in the certificate: an address as an IP SAN. */
->>>>>>> wip-graph
 static char *
 parse_place(const char *text, void *field)
 {

@@ -269,7 +269,19 @@ on_vm_stuck(Vm *vm G_GNUC_UNUSED, const GError *reason, gpointer user_data)
 
     daemon_set_detail(d, "QEMU is stuck: %s", reason->message);
     event_log_add(d->log, EVENT_WARNING, "vm-stuck", "%s", reason->message);
+    d->facts.vm_stuck = TRUE;
     daemon_event(d, PAIR_EVENT_VM_STUCK);
+}
+
+static void
+on_vm_answers(Vm *vm G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    event_log_add(d->log, EVENT_INFO, "vm-answers", "QEMU answers again");
+    daemon_set_detail(d, "%s", "");
+    d->facts.vm_stuck = FALSE;
+    daemon_retry_later(d);
 }
 
 static void
@@ -290,6 +302,7 @@ static const VmHandlers vm_handlers = {
     .ready = on_vm_ready,
     .dead = on_vm_dead,
     .stuck = on_vm_stuck,
+    .answers = on_vm_answers,
     .stopped = daemon_vm_stopped,
     .resumed = daemon_vm_resumed,
     .guest_shutdown = on_guest_shutdown,
@@ -431,6 +444,7 @@ daemon_forget_vm(Daemon *d)
 {
     daemon_close_gate(d);
     g_clear_pointer(&d->vm, vm_free);
+    d->facts.vm_stuck = FALSE;
     g_clear_pointer(&d->proxy, proxy_free);
     daemon_disks_stop(d);
     if (d->wanted_state.qemu_pid != 0) {
@@ -457,6 +471,7 @@ on_left_colo(Vm *vm G_GNUC_UNUSED, const GError *error G_GNUC_UNUSED, gpointer u
 static void
 set_output(Daemon *d, ProxyEgress egress)
 {
+    d->output_held = FALSE;
     if (d->proxy == NULL)
         return;
     proxy_set_egress(d->proxy, egress, NULL, NULL);
@@ -508,6 +523,9 @@ daemon_act(Daemon *d, PairAction action)
     case PAIR_ACTION_OPEN_OUTPUT:
     case PAIR_ACTION_DROP_OUTPUT:
         set_output(d, action == PAIR_ACTION_OPEN_OUTPUT ? PROXY_EGRESS_OPEN : PROXY_EGRESS_DROP);
+        break;
+    case PAIR_ACTION_HOLD_OUTPUT:
+        daemon_network_hold(d);
         break;
     case PAIR_ACTION_CLAIM:
     case PAIR_ACTION_CLAIM_OPERATOR:

@@ -599,9 +599,10 @@ daemon_disks_leave(Daemon *d)
 {
     d->disks->serial++;
     d->disks->vm_left = FALSE;
-    d->disks->disks_left = d->disks->n == 0;
+    /* A VM that proves that it runs is not the truth yet: its disks stay as they are. */
+    d->disks->disks_left = d->disks->n == 0 || d->state == PAIR_PROVING;
     d->disks->failover_tries = 0;
-    if (d->disks->n == 0)
+    if (d->disks->disks_left)
         return;
     if (d->state == PAIR_TAKING_OVER)
         begin_failover(d);

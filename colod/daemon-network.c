@@ -184,7 +184,8 @@ daemon_network_detach_peer(Daemon *d)
 int64_t
 daemon_network_lease_ns(const Daemon *d)
 {
-    return peer_link_confirmed_ns(d->link) + d->lease_ms * NS_PER_MS;
+    /* Not 0, which is a lease without end. */
+    return d->output_held ? 1 : peer_link_confirmed_ns(d->link) + d->lease_ms * NS_PER_MS;
 }
 
 void
@@ -192,6 +193,13 @@ daemon_network_renew_lease(Daemon *d)
 {
     if (d->proxy != NULL && daemon_is_lockstep(d))
         proxy_set_lease(d->proxy, daemon_network_lease_ns(d));
+}
+
+void
+daemon_network_hold(Daemon *d)
+{
+    d->output_held = TRUE;
+    daemon_network_renew_lease(d);
 }
 
 /* ---- modes and epochs ---- */

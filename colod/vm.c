@@ -396,9 +396,13 @@ vm_probe(Vm *vm, unsigned timeout_ms, VmDoneFunc done, gpointer user_data)
 static void
 on_watch_answer(Vm *vm, const GError *error, gpointer user_data G_GNUC_UNUSED)
 {
+    const gboolean was_stuck = vm->stuck_said;
+
     vm->probing = FALSE;
     if (error == NULL)
         vm->stuck_said = FALSE;
+    if (error == NULL && was_stuck)
+        vm->handlers->answers(vm, vm->user_data);
     else if (g_error_matches(error, QMP_ERROR, QMP_ERROR_TIMEOUT))
         say_stuck(vm, error);
 }

@@ -34,6 +34,8 @@ typedef struct VmHandlers {
     /* A probe missed its deadline, or QMP broke while the process lives. Once until it answers
      * again. */
     void (*stuck)(Vm *vm, const GError *reason, gpointer user_data);
+    /* After `stuck`: a probe was answered. */
+    void (*answers)(Vm *vm, gpointer user_data);
     /* STOP and RESUME, with QEMU's own time stamps. */
     void (*stopped)(Vm *vm, gint64 timestamp_us, gpointer user_data);
     void (*resumed)(Vm *vm, gint64 timestamp_us, gpointer user_data);

@@ -34,8 +34,8 @@
  * - In HOLD, only frames before a mark whose release was asked for are written to the LAN, and only
  *   while that release's lease lasts (looked at before every slice of FLUSH_SLICE frames).
  * - In COMPARE, only what the engine released is written to the LAN (matched, or covered by a
- *   commit that was ordered), and only while the lease lasts, looked at before every slice. Without
- *   a peer nothing matches.
+ *   commit that was ordered), and only while the lease lasts and the peer has not closed the
+ *   channel, looked at before every slice. Without a peer nothing matches.
  * - In SHADOW a guest is given copies of its own epoch only, and none while it stands.
  * - Every frame that is compared or mirrored carries the epoch of the state that it belongs to.
  * - Frames that find no room stay where they come from; none is dropped without being counted.

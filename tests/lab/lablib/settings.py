@@ -50,7 +50,7 @@ hooks=true
 
 @dataclasses.dataclass
 class Settings:
-    mode: str = "buffered"
+    mode: str = "lockstep"
     memory_mib: int = 128
     interval_ms: int = 0  # the mode's default
     arbiter: str = "file"

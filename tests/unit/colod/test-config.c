@@ -81,12 +81,12 @@ START_TEST(unit_defaults)
     ck_assert_ptr_nonnull(config->extra_args);
     ck_assert_ptr_null(config->extra_args[0]);
     ck_assert_uint_eq(config->n_nics, 0);
-    ck_assert_int_eq(config->network_mode, CONFIG_NETWORK_BUFFERED);
+    ck_assert_int_eq(config->network_mode, CONFIG_NETWORK_LOCKSTEP);
     ck_assert_uint_eq(config->hold_limit_mib, 64);
     ck_assert_uint_eq(config->compare_timeout_ms, 200);
     ck_assert_int_eq(config->other_frames, CONFIG_POLICY_SIZE);
     ck_assert(config->adaptive);
-    ck_assert_uint_eq(config->interval_ms, 50);
+    ck_assert_uint_eq(config->interval_ms, 10000);
     ck_assert_uint_eq(config->spacing_ms, 10);
     ck_assert_uint_eq(config->message_timeout_ms, 2000);
     ck_assert_uint_eq(config->transfer_timeout_ms, 10000);
@@ -138,12 +138,15 @@ END_TEST
 START_TEST(unit_interval_by_mode)
 {
     g_autoptr(Config) lockstep = parse_more("[network]\nmode=lockstep\n");
+    g_autoptr(Config) buffered = parse_more("[network]\nmode=buffered\n");
     g_autoptr(Config) short_epochs =
         parse_more("[network]\nmode=lockstep\n[checkpoint]\ninterval-ms=1000\n");
 
     ck_assert_int_eq(lockstep->network_mode, CONFIG_NETWORK_LOCKSTEP);
     ck_assert_uint_eq(lockstep->interval_ms, 10000);
     ck_assert_uint_eq(short_epochs->interval_ms, 1000);
+    ck_assert_int_eq(buffered->network_mode, CONFIG_NETWORK_BUFFERED);
+    ck_assert_uint_eq(buffered->interval_ms, 50);
 }
 END_TEST
 
