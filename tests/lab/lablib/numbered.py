@@ -76,7 +76,8 @@ class Numbered(Client):
                     due = max(due + self.period_ns, now)
                 select.select([sock], [], [], max(0, due - now) / 1e9)
                 self._receive(sock)
-            wait_until(lambda: self._receive(sock) or self.lacks() == 0, 3, "", poll=0.005)
+            newest = len(self.sent_ns) - 1
+            wait_until(lambda: self._receive(sock) or newest in self.answered_ns, 5, "numbered: the newest's answer")
 
     def _send(self, sock, now):
         try:
