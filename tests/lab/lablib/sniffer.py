@@ -96,7 +96,7 @@ class Sniffer(threading.Thread):
             self.sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
             self.sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-            self.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
+            self.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 256 << 20)
             self.sock.setblocking(False)
             self._forget_unfiltered()
             self.sock.settimeout(0.05)
