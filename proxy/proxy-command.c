@@ -18,9 +18,10 @@ enum {
 /* DESIGN, checkpoint step 1: at most about 1 ms for what is under way to the peer. What is not
  * there by then the guest there does without, and its state is replaced. */
 static const int64_t QUIESCE_COPIES_NS = NS_PER_MS;
-/* A guest's QEMU may be off its CPU for so long. The guest runs on meanwhile; what it would be
- * given later it would be given on top of a checkpoint that has seen it, or that has not. */
-static const int64_t QUIESCE_PORT_NS = 50 * NS_PER_MS;
+/* A guest's QEMU may be off its CPU for so long (92 ms were seen), and stops its guest no sooner
+ * than it reads. What it reads later it would give to the guest on top of a checkpoint that has
+ * seen it, or that has not. */
+static const int64_t QUIESCE_PORT_NS = 300 * NS_PER_MS;
 /* A guest that took nothing for as long the last time: it does not listen. */
 static const int64_t QUIESCE_DEAF_NS = NS_PER_MS;
 static const int64_t QUIESCE_SETTLE_NS = 200 * NS_PER_US;

@@ -7,7 +7,6 @@ import subprocess
 
 import pytest
 from lockstep import RECOVERY_MS, Counts, calm, compare_status, settle
-from pair import REPROTECT_S
 
 from lablib import netns
 from lablib.clients import MIB, Download, Echo, Pinger
@@ -223,29 +222,3 @@ def test_adaptive(pair):
     before = Counts.of(pair)
     pair.wait(pair.primary, lambda s: s["checkpoint"]["since_commit_ms"] > 1000, 5, "a second without a checkpoint")
     assert (Counts.of(pair) - before)["checkpoints"] == 0
-
-
-@pytest.mark.lab(mode="lockstep", interval_ms=10000, port="stream")
-def test_ingress_quiesce_with_stream_ports(pair):
-    """Numbered datagrams through checkpoints: none is given to either guest twice, or not at all.
-
-    A datagram that SVM gets twice or not at all is answered twice or not at all, which is a difference as soon as its
-    answer has waited; so checkpoints are made further apart than that. PVM's answers are counted by the client.
-    """
-    settle(pair)
-    before = Counts.of(pair)
-    pinger = Pinger(pair.lab, period_ns=2_000_000)
-    pinger.start()
-    rounds = 40
-    for _ in range(rounds):
-        pair.lab.host(pair.primary).call("checkpoint", timeout=10)
-        calm(pair)
-    sent = len(pinger.sent_ns)
-    wait_until(lambda: len(pinger.answered_ns) >= sent, 5, lambda: f"{len(pinger.answered_ns)} of {sent} answers")
-    pinger.stop()
-    counts = Counts.of(pair) - before
-    print(f"{sent} datagrams through {counts['checkpoints']} checkpoints: {counts}")
-    assert pinger.repeated == 0, f"{pinger.repeated} answers came twice"
-    assert counts["operator"] >= rounds
-    assert counts.of_differences() == 0 and counts["duplicates"] == 0 and counts["gaps"] == 0, counts
-    assert pair.lab.wait_protected(None, REPROTECT_S) == pair.primary

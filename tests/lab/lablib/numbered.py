@@ -34,6 +34,7 @@ COMPARE_TIMEOUT_MS = 200  # the configuration's default
 # A frame that waits for its timeout, the checkpoint that it makes (10 to 30 ms on a quiet machine), and what two
 # emulated guests and all else on the same cores may take.
 HEALED_MS = COMPARE_TIMEOUT_MS + 100 + 400
+DIFFERENT_SHARE = 0.2  # of the epochs
 TAP_SHARE = 0.1  # of the epochs; docs/RESULTS.md has what is measured
 
 
@@ -76,7 +77,8 @@ class Numbered(Client):
                     due = max(due + self.period_ns, now)
                 select.select([sock], [], [], max(0, due - now) / 1e9)
                 self._receive(sock)
-            wait_until(lambda: self._receive(sock) or self.lacks() == 0, 3, "", poll=0.005)
+            newest = len(self.sent_ns) - 1
+            wait_until(lambda: self._receive(sock) or newest in self.answered_ns, 5, "numbered: the newest's answer")
 
     def _send(self, sock, now):
         try:
@@ -216,12 +218,14 @@ class Epochs:
     def report(self):
         """What happened in all of them, as numbers."""
         different = [epoch for epoch in self.epochs if epoch["differences"]]
+        same = [epoch for epoch in self.epochs if not epoch["differences"]]
         sent = len(self.numbered.sent_ns)
         self.numbered.wait_answered(sent - 1)
         found = {"epochs": len(self.epochs), "sent": sent, "unanswered": self.numbered.lacks(sent),
                  "answered_twice": self.numbered.repeated,
                  "compared": sum(epoch["matched"] for epoch in self.epochs),
                  "not_compared": sum(epoch["committed"] for epoch in self.epochs),
+                 "not_compared_without_a_difference": sum(epoch["committed"] for epoch in same),
                  "epochs_with_differences": len(different),
                  "of_these_without_a_reason": sum(not epoch["secondary"] for epoch in different),
                  "worst_trip_ms": round(max(epoch["trip_ms"] for epoch in self.epochs)),
@@ -258,8 +262,11 @@ def judge(report):
             wrong.append(text)
     must(report["answered_twice"] == 0, "an answer came twice")
     must(not any(report["primary"].values()), f"the primary's guest said {report['primary']}")
-    must(report["compared"] > 20 * report["not_compared"],
-         f"{report['not_compared']} answers left uncompared, {report['compared']} compared: proves little")
+    # On a busy host one guest may be so late that it counts as a difference; nor is every answer compared in the end.
+    must(report["epochs_with_differences"] <= report["epochs"] * DIFFERENT_SHARE,
+         f"differences in {report['epochs_with_differences']} of {report['epochs']} epochs: proves little")
+    must(report["compared"] > 20 * report["not_compared_without_a_difference"],
+         f"{report['not_compared_without_a_difference']} answers left uncompared, {report['compared']} were: proves little")
     must(report["worst_trip_of_a_difference_ms"] <= HEALED_MS,
          f"a difference was healed after {report['worst_trip_of_a_difference_ms']} ms")
     if report["port"] == "stream":

@@ -30,7 +30,8 @@ def _source_filter(mac):
 
 
 def tcp_numbers(frame):
-    """(flow, end of its data, ack) of a TCP segment of the guest's, None for anything else."""
+    """(flow, number of its first byte, of that behind its last, ack) of a TCP segment of the guest's, None for anything
+    else."""
     if frame[12:14] == b"\x08\x00" and len(frame) >= 54 and frame[23] == 6:
         tcp = 14 + (frame[14] & 15) * 4
         length = struct.unpack_from(">H", frame, 16)[0] + 14 - tcp
@@ -43,7 +44,7 @@ def tcp_numbers(frame):
     ports, seq, ack, header, flags = struct.unpack_from(">4sIIBB", frame, tcp)
     if not flags & 0x10 or flags & 0x04:
         return None
-    return (frame[12:14] + ports, (seq + length - (header >> 4) * 4) & 0xFFFFFFFF, ack)
+    return (frame[12:14] + ports, seq, (seq + length - (header >> 4) * 4) & 0xFFFFFFFF, ack)
 
 
 def behind(new, old):
@@ -63,8 +64,11 @@ class Witness:
         found = tcp_numbers(frame)
         if not found:
             return
-        flow, end, ack = found
+        flow, start, end, ack = found
         told = self.flows.setdefault(flow, {})
+        # A probe of a closed window has the number before the next one, and no data (RFC 9293, 3.8.6.1; RFC 1122).
+        if start == end and any(behind(end, known) == 1 for known, _ in told.values()):
+            end = (end + 1) & 0xFFFFFFFF
         if host in told:
             end, ack = (known if behind(new, known) else new for new, known in zip((end, ack), told[host]))
         told[host] = (end, ack)
@@ -92,7 +96,7 @@ class Sniffer(threading.Thread):
             self.sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
             self.sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-            self.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
+            self.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 256 << 20)
             self.sock.setblocking(False)
             self._forget_unfiltered()
             self.sock.settimeout(0.05)

@@ -165,14 +165,16 @@ class Outbound(Paced):
         assert self.output and blob_md5(self.total // MIB) in self.output, f"the guest got other bytes: {self.output}"
 
     def _exchange(self, sock):
-        """Our end is closed when its has been: busybox nc ends with the first end that it sees from the network."""
-        ended = False
+        """Our end is closed when its has been: busybox nc ends with the first end that it sees from the network. And it
+        writes to the network without reading from it meanwhile: if we cannot send, we must read, or both wait for ever."""
+        ended = blocked = False
         while self.sent < self.total or not ended:
             wait = self.may_send()
             # Its side is paced too: what is not read here does not leave the guest.
-            wants = [sock] if not ended and (self.received <= self.sent or self.sent == self.total) else []
+            wants = [sock] if not ended and (blocked or self.received <= self.sent or self.sent == self.total) else []
             gives = [sock] if self.sent < self.total and not wait else []
             readable, writable, _ = select.select(wants, gives, [], min(0.1, wait) if wait else 0.1)
+            blocked = bool(gives) and not writable
             if readable:
                 ended = not self._receive(sock)
             if writable:

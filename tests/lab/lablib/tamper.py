@@ -79,7 +79,7 @@ class Tamper(threading.Thread):
     def __init__(self, lab):
         super().__init__(daemon=True, name="tamper")
         self.lab = lab
-        self.flows = {}  # port -> payload bytes seen
+        self.flows = {}  # port -> {host: payload bytes seen from it}
         self.order = None  # what to do to the next segment: (flow, from host, action)
         self.done_ns = 0
         self.failure = None
@@ -120,7 +120,7 @@ class Tamper(threading.Thread):
                 return
             segment = Segment.of(frame)
             if segment:
-                self.flows[segment.flow] = self.flows.get(segment.flow, 0) + segment.length
+                self.flows.setdefault(segment.flow, dict.fromkeys(HOSTS, 0))[host] += segment.length
                 self._apply(host, segment)
             with contextlib.suppress(BlockingIOError):
                 target.send(frame)
@@ -146,13 +146,19 @@ class Tamper(threading.Thread):
         segment.fix_checksum()
 
     def pick_flow(self, which):
-        """checkpoint, or busiest: the connection that carries most; control: the next one, which carries heartbeats.
-
-        In a lock-stepping pair whose guest sends more than its checkpoints hold, the busiest is the frames channel.
+        """checkpoint: the connection that carries most; control: the next one, which carries heartbeats. frames: the one
+        that carries most from the secondary, while the guests of a lock-stepping pair send much. (Not the one that carries
+        most: a checkpoint is as much as a second of that.)
         """
+        primary = self.lab.primary()
+
+        def amount(flow):
+            seen = self.flows[flow]
+            return sum(count for host, count in seen.items() if which != "frames" or host != primary)
+
         def found():
-            known = sorted(self.flows, key=self.flows.get, reverse=True)
-            return known if len(known) >= 2 and self.flows[known[0]] > 1_000_000 else None
+            known = sorted(list(self.flows), key=amount, reverse=True)
+            return known if len(known) >= 2 and amount(known[0]) > 1_000_000 else None
         flows = wait_until(found, 10, lambda: f"traffic on the peer link (seen: {self.flows})")
         return flows[1 if which == "control" else 0]
 

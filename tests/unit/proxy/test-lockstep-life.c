@@ -404,7 +404,7 @@ static void
 check_waits_for_the_guest(ProxyPortKind port, bool secondary)
 {
     /* QUIESCE_PORT_NS; what a guest that is not waited for takes is much less. */
-    const int64_t patience_ns = 50 * NS_PER_MS;
+    const int64_t patience_ns = 300 * NS_PER_MS;
     Stop stop = secondary ? world_quiesce : stop_ingress;
     Pair pair;
 
