@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "digests.h"
 #include "inherit.h"
 #include "nic.h"
 
@@ -30,25 +31,35 @@ enum {
 static const int64_t KEPT_AGE_NS = 200 * NS_PER_MS;
 static const int64_t KEPT_SILENCE_NS = 2 * NS_PER_S;
 
-/* To the peer, in PVM's numbers. */
+/* To the peer, in PVM's numbers. @number: of the frame among those kept; @whole: no digests. */
 static void
-send_copy(Nic *nic, const uint8_t *frame, size_t len)
+send_copy(Nic *nic, const uint8_t *frame, size_t len, uint64_t number, bool whole)
 {
     Lockstep *lockstep = nic->lockstep;
     uint8_t *slot = peer_stream_slot(&lockstep->peer);
+    WireKind kind = WIRE_EGRESS;
+    DigestInfo info;
 
     if (!nic_has_peer(nic)) {
         counter_add(&nic->ls.shadow_unsent, 1);
         return;
     }
-    memcpy(slot, frame, len);
-    rewriter_egress(nic->lockstep->rewriter, slot, len, nic->batch_ns);
+    if (!whole && lockstep->has_peer_key &&
+        digest_encode(&lockstep->peer_key, frame, len, slot, &info)) {
+        kind = WIRE_DIGEST;
+        len = info.frame_len;
+    } else {
+        memcpy(slot, frame, len);
+    }
+    rewriter_egress(lockstep->rewriter, slot, len, nic->batch_ns);
+    if (kind == WIRE_DIGEST)
+        len += digests_encode_tail(slot + len, &info, number);
     if (lockstep_loses(lockstep, PROXY_LOSE_REWRITER_EGRESS) ||
         lockstep_loses(lockstep, PROXY_LOSE_SECONDARY_EGRESS)) {
         peer_stream_skip(&lockstep->peer);
         return;
     }
-    peer_stream_send(&lockstep->peer, WIRE_EGRESS, nic->index, lockstep->epoch, slot, len);
+    peer_stream_send(&lockstep->peer, kind, nic->index, lockstep->epoch, slot, len);
     counter_add(&nic->ls.shadow_frames, 1);
 }
 
@@ -61,7 +72,20 @@ shadow_take(Nic *nic, const uint8_t *frame, size_t len)
     while (hold_queue_bytes(nic->queue) > KEPT_BYTES && hold_queue_frames(nic->queue) > 1)
         hold_queue_drop_oldest(nic->queue);
     inherit_note(nic->lockstep, place, len);
-    send_copy(nic, place, len);
+    send_copy(nic, place, len, hold_queue_last_sequence(nic->queue), false);
+}
+
+void
+shadow_resend(Nic *nic, uint64_t number)
+{
+    HeldFrame frame;
+
+    /* If it is not kept any more, or belongs to an epoch that is over, nobody can help: the
+     * comparison's timeout does. */
+    if (hold_queue_find(nic->queue, number, &frame) && peer_stream_room(&nic->lockstep->peer) > 0)
+        send_copy(nic, frame.data, frame.len, number, true);
+    else
+        counter_add(&nic->ls.shadow_unsent, 1);
 }
 
 bool

@@ -157,8 +157,10 @@ START_TEST(life_a_new_peer_replaces_the_one_before)
     peer_says(fds[1], 0, 2, 60);
     ck_assert_int_eq(client_recv(&w, WAIT), 2);
     /* Closed, with or without a reset for what it had not read. */
-    ssize_t n = recv(fd, &byte, 1, 0);
+    ssize_t n;
 
+    while ((n = recv(fd, &byte, 1, 0)) > 0)
+        continue; /* the key of digests */
     ck_assert(n == 0 || (n < 0 && errno == ECONNRESET));
     (void)close(fd);
     ck_assert_uint_eq(w.n_peer_lost, 0);
@@ -167,7 +169,9 @@ START_TEST(life_a_new_peer_replaces_the_one_before)
 
     proxy_detach_peer(w.proxy, world_done, &w);
     world_until(&w.n_done, before + 1);
-    ck_assert_int_eq(recv(fds[1], &byte, 1, 0), 0);
+    while ((n = recv(fds[1], &byte, 1, 0)) > 0)
+        continue;
+    ck_assert_int_eq(n, 0);
     (void)close(fds[1]);
     ck_assert_uint_eq(w.n_peer_lost, 0);
     world_clear(&w);
