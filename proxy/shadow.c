@@ -8,9 +8,11 @@
  * it released them, and without them each TCP connection would wait for a retransmission. A client
  * that has them already gets them twice, which networks do. They are kept in SVM's own numbers and
  * go through the rewriter when they leave: by then it knows what it could not when a SYN was sent.
- * The bound is small because more than a round trip's worth is of no use: at most KEPT_BYTES, not
- * older than KEPT_AGE_NS before the peer was last heard, nor than KEPT_SILENCE_NS in all. A commit
- * forgets them: they came from a state that has been replaced.
+ * The bound is small because more than a round trip's worth is of no use: at most KEPT_LAST_BYTES,
+ * not older than KEPT_AGE_NS before the peer was last heard, nor than KEPT_SILENCE_NS in all. Until
+ * then there is more, KEPT_BYTES: segments whose digests were not enough are sent again from there,
+ * and a guest may be a congestion window ahead. A commit forgets all: it came from a state that has
+ * been replaced.
  *
  * In: copies wait in the inbox, each with its epoch. The guest is given those of its own epoch
  * while it runs; those of the next wait for the commit, which forgets the older: the state that the
@@ -24,8 +26,9 @@
 #include "nic.h"
 
 enum {
-    KEPT_BYTES = 256 * 1024,
-    PUMP_SLICE = 64, /* frames per turn */
+    KEPT_BYTES = 2 << 20,
+    KEPT_LAST_BYTES = 256 * 1024, /* of them, that leave at a takeover */
+    PUMP_SLICE = 64,              /* frames per turn */
 };
 
 static const int64_t KEPT_AGE_NS = 200 * NS_PER_MS;
@@ -63,14 +66,20 @@ send_copy(Nic *nic, const uint8_t *frame, size_t len, uint64_t number, bool whol
     counter_add(&nic->ls.shadow_frames, 1);
 }
 
+static void
+keep_newest(Nic *nic, gsize bytes)
+{
+    while (hold_queue_bytes(nic->queue) > bytes && hold_queue_frames(nic->queue) > 1)
+        hold_queue_drop_oldest(nic->queue);
+}
+
 void
 shadow_take(Nic *nic, const uint8_t *frame, size_t len)
 {
     /* Kept in SVM's own numbers. */
     const uint8_t *place = hold_queue_append(nic->queue, frame, len, nic->batch_ns);
 
-    while (hold_queue_bytes(nic->queue) > KEPT_BYTES && hold_queue_frames(nic->queue) > 1)
-        hold_queue_drop_oldest(nic->queue);
+    keep_newest(nic, MIN((gsize)KEPT_BYTES, nic->hold_max_bytes / 4));
     inherit_note(nic->lockstep, place, len);
     send_copy(nic, place, len, hold_queue_last_sequence(nic->queue), false);
 }
@@ -198,6 +207,7 @@ shadow_takeover(Nic *nic, int64_t now_ns)
     int64_t oldest_ns = MAX(MIN(heard_ns, now_ns) - KEPT_AGE_NS, now_ns - KEPT_SILENCE_NS);
     HeldFrame frame;
 
+    keep_newest(nic, KEPT_LAST_BYTES);
     while (hold_queue_peek_oldest(nic->queue, &frame) && frame.stamp < oldest_ns)
         hold_queue_drop_oldest(nic->queue);
     nic->batch_ns = now_ns;

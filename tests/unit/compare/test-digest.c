@@ -208,22 +208,26 @@ START_TEST(unit_other_cuts_on_the_same_grid_need_no_question)
 }
 END_TEST
 
-/* The primary sent a short segment first: its units lie across those of the secondary. */
+/* The secondary sent a short segment first: its units lie across the primary's segments. */
 START_TEST(unit_a_unit_in_two_segments_is_put_together)
 {
     World *world = world_new(__func__, 0);
 
-    ck_assert(secondary_says(world, ACK, 0, 30 * UNIT));
+    ck_assert(!secondary_says(world, ACK, 0, 100));
+    ck_assert(secondary_says(world, ACK, 100, 30 * UNIT + 100));
 
-    uint64_t a = primary_says(world, ACK, 0, 100);
-    uint64_t b = primary_says(world, ACK, 100, 20 * UNIT + 100);
-    uint64_t c = primary_says(world, ACK, 20 * UNIT + 100, 30 * UNIT);
+    uint64_t a = primary_says(world, ACK, 0, 10 * UNIT);
+    uint64_t b = primary_says(world, ACK, 10 * UNIT, 20 * UNIT);
 
     ck_assert(rig_was_released(world->rig, a));
+    ck_assert(!rig_was_released(world->rig, b));
+
+    uint64_t c = primary_says(world, ACK, 20 * UNIT, 30 * UNIT + 100);
+
     ck_assert(rig_was_released(world->rig, b));
     ck_assert(rig_was_released(world->rig, c));
     ck_assert_uint_eq(world->n_wanted, 0);
-    expect_stream(world, 30 * UNIT);
+    expect_stream(world, 30 * UNIT + 100);
     world_free(world);
 }
 END_TEST
@@ -232,9 +236,10 @@ START_TEST(unit_bytes_that_end_within_a_unit_are_asked_for_after_a_while)
 {
     World *world = world_new(__func__, 10 * MS);
 
-    ck_assert(secondary_says(world, ACK, 0, 30 * UNIT));
+    ck_assert(!secondary_says(world, ACK, 0, 100));
+    ck_assert(secondary_says(world, ACK, 100, 30 * UNIT + 100));
 
-    uint64_t a = primary_says(world, ACK, 0, 3 * UNIT + 100);
+    uint64_t a = primary_says(world, ACK, 0, 3 * UNIT);
 
     ck_assert(!rig_was_released(world->rig, a));
     ck_assert_uint_eq(world->n_wanted, 0);
@@ -242,9 +247,48 @@ START_TEST(unit_bytes_that_end_within_a_unit_are_asked_for_after_a_while)
     ck_assert_uint_eq(world->n_wanted, 1);
     ck_assert(answer(world));
     ck_assert(rig_was_released(world->rig, a));
-    ck_assert(rig_was_released(world->rig, primary_says(world, ACK, 3 * UNIT + 100, 30 * UNIT)));
+    ck_assert(rig_was_released(world->rig, primary_says(world, ACK, 3 * UNIT, 30 * UNIT + 100)));
     ck_assert_uint_eq(rig_n_divergences(world->rig), 0);
+    expect_stream(world, 30 * UNIT + 100);
+    world_free(world);
+}
+END_TEST
+
+/* The primary's stream seems to pause there. */
+START_TEST(unit_a_last_segment_within_a_unit_is_asked_for_at_once)
+{
+    World *world = world_new(__func__, 10 * MS);
+
+    ck_assert(secondary_says(world, ACK, 0, 30 * UNIT));
+
+    uint64_t a = primary_says(world, ACK, 0, 3 * UNIT + 100);
+
+    ck_assert(!rig_was_released(world->rig, a));
+    ck_assert_uint_eq(world->n_wanted, 1);
+    ck_assert(answer(world));
+    ck_assert(rig_was_released(world->rig, a));
+    ck_assert(rig_was_released(world->rig, primary_says(world, ACK, 3 * UNIT + 100, 30 * UNIT)));
     expect_stream(world, 30 * UNIT);
+    world_free(world);
+}
+END_TEST
+
+/* What was asked for may turn out not to be needed. */
+START_TEST(unit_digests_go_on_while_the_whole_is_under_way)
+{
+    World *world = world_new(__func__, 10 * MS);
+
+    ck_assert(secondary_says(world, ACK, 0, 30 * UNIT));
+
+    uint64_t a = primary_says(world, ACK, 0, 3 * UNIT + 100);
+    uint64_t b = primary_says(world, ACK, 3 * UNIT + 100, 30 * UNIT);
+
+    ck_assert_uint_eq(world->n_wanted, 1);
+    ck_assert(rig_was_released(world->rig, a));
+    ck_assert(rig_was_released(world->rig, b));
+    ck_assert(answer(world));
+    ck_assert_uint_eq(compare_stats(world->rig->compare)->held_frames[S], 0);
+    ck_assert_uint_eq(rig_n_divergences(world->rig), 0);
     world_free(world);
 }
 END_TEST
@@ -475,6 +519,8 @@ CHECK_MAIN("compare-digest", unit_same_cuts_leave_without_a_question,
            unit_other_cuts_on_the_same_grid_need_no_question,
            unit_a_unit_in_two_segments_is_put_together,
            unit_bytes_that_end_within_a_unit_are_asked_for_after_a_while,
+           unit_a_last_segment_within_a_unit_is_asked_for_at_once,
+           unit_digests_go_on_while_the_whole_is_under_way,
            unit_what_waits_for_its_epoch_is_compared_then,
            unit_what_is_not_worth_it_or_takes_part_in_the_rules_goes_whole,
            property_equal_streams_leave_however_they_are_cut,
