@@ -247,6 +247,8 @@ compare_status(const Daemon *d, const ProxyStats *stats)
     add_int(object, "secondary_frames", (gint64)stats->compared_frames[COMPARE_SECONDARY]);
     json_object_object_add(object, "released", released_status(stats));
     add_int(object, "windows_lowered", (gint64)stats->windows_lowered);
+    add_int(object, "digests", (gint64)stats->digests);
+    add_int(object, "digests_wanted", (gint64)stats->digests_wanted);
     for (int rule = 0; rule < COMPARE_N_RULES; rule++)
         add_int(rules, compare_rule_name((CompareRule)rule), (gint64)stats->divergences[rule]);
     json_object_object_add(object, "differences", rules);

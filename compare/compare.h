@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "digest.h"
 #include "frame.h"
 
 /*
@@ -95,7 +96,11 @@ typedef struct CompareFrame {
     uint32_t len;
     uint8_t vnet_hdr_len; /* 0, 10 or 12 */
     uint64_t epoch;       /* the epoch it was produced in; see compare_commit() */
-    uint64_t cookie;      /* given back on release */
+    uint64_t cookie;      /* given back on release, or to CompareWantFunc */
+    /* Of the secondary, from digest_encode(): how many bytes of payload the digests stand for, and
+     * each of them. 0: @bytes is the frame itself. */
+    uint32_t digest_len;
+    uint32_t digest_unit;
 } CompareFrame;
 
 typedef enum CompareWhy {
@@ -156,6 +161,13 @@ int compare_new(const CompareConfig *config, const CompareOps *ops, void *opaque
 /** Frees the engine; frames still held are forgotten, not released. NULL is allowed. */
 void compare_free(Compare *compare);
 
+/** The whole of the secondary's segment with this cookie is needed; it is submitted like any other
+ * (digest.c). Asked for at most once; if it does not come it is as good as lost. */
+typedef void (*CompareWantFunc)(void *opaque, uint64_t cookie);
+
+/** From now on digests of the secondary are understood; without it they are as good as lost. */
+void compare_set_digests(Compare *compare, const DigestKey *key, CompareWantFunc want);
+
 /** Takes in one frame of @side at time @now_ns.
  *
  * The bytes are copied if they must be held. Time that goes backwards counts as standing still.
@@ -210,6 +222,8 @@ typedef struct CompareStats {
     uint64_t stale[2]; /* of an epoch already committed */
     uint64_t classes[2][FRAME_N_CLASSES];
     uint64_t refused; /* -ENOBUFS */
+    uint64_t digests; /* segments of the secondary that came as digests */
+    uint64_t wanted;  /* of them, those that were asked for whole */
     uint64_t windows_lowered;
     uint64_t announcements; /* of the secondary alone, ignored */
     uint64_t checkpoints;   /* committed */

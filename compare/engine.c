@@ -353,6 +353,8 @@ copy_bytes(uint8_t to[static 16], const Held *h, uint32_t pos)
 {
     uint32_t n = h->payload_len - pos < 16 ? h->payload_len - pos : 16;
 
+    if (h->flags & HELD_DIGEST)
+        return 0; /* nobody here knows them */
     memcpy(to, held_payload(h) + pos, n);
     return (uint8_t)n;
 }
@@ -631,6 +633,11 @@ submit_parsed(Compare *e, CompareSide side, const CompareFrame *in, const Frame 
     h.side = (uint8_t)side;
     engine_describe(e, &h, frame);
 
+    if (in->digest_unit) {
+        e->stats.digests++;
+        if (!digest_describe(e, &h, frame, in))
+            return 0;
+    }
     if (in->epoch == e->epoch && e->overflow) {
         r = -ENOBUFS; /* reported; it must not overtake those that had no room */
     } else if (in->epoch == e->epoch) {

@@ -54,6 +54,8 @@ struct Compare {
     bool flows_reported;
     bool overflow;    /* frames of this epoch wait in `future`: there was no room at its commit */
     uint8_t *scratch; /* FRAME_MAX_BYTES: a frame that is changed on its way through */
+    DigestKey digest_key;
+    CompareWantFunc want; /* NULL: no digests */
     CompareStats stats;
 };
 
@@ -117,6 +119,21 @@ void tcp_window_moved(Compare *e, Flow *f);
 void tcp_release_part(Compare *e, Flow *f);
 /** A frame of @f waited too long: where the stream is stuck. */
 DiffSpot tcp_stuck_at(const Flow *f);
+
+/* digest.c */
+
+/** Takes in what the digests in @in stand for, after engine_describe(). False: they make no sense.
+ */
+bool digest_describe(const Compare *e, Held *h, const Frame *frame, const CompareFrame *in);
+/** @p and @s, a digest, cover the same numbers; true: they are equal. */
+bool digest_equal(const Compare *e, const Held *p, const Held *s);
+/** @p and @s, a digest, both cover `next` of @f: how far they are known to be equal. Asks for the
+ * whole of @s if that cannot be known. */
+uint32_t digest_match(Compare *e, const Flow *f, const Held *p, Held *s);
+/** Asks for the whole of @s. */
+void digest_want(Compare *e, Held *s);
+/** @whole takes the place of digests that were not enough. */
+void digest_replace(Compare *e, Flow *f, const Held *whole);
 
 /* dgram.c */
 

@@ -44,6 +44,8 @@ enum {
     HELD_WHOLE = 1 << 11,    /* compare the payload; otherwise its length only */
     HELD_CUT = 1 << 12,      /* its payload below `cut` has left */
     HELD_PURE_ACK = 1 << 13, /* TCP with an ack and no data, SYN, FIN or RST */
+    HELD_DIGEST = 1 << 14,   /* digests are in place of its payload, each of `cut` bytes */
+    HELD_WANTED = 1 << 15,   /* the same, and the whole segment was asked for */
 };
 
 struct Held {
@@ -62,7 +64,7 @@ struct Held {
     uint32_t seq, end, ack; /* TCP: the range in sequence space, SYN and FIN included */
     union {
         uint32_t index_hash; /* datagrams */
-        uint32_t cut;        /* TCP, with HELD_CUT */
+        uint32_t cut;        /* TCP, with HELD_CUT or HELD_DIGEST */
     };
     uint16_t flags;
     uint16_t frag_off_bytes;

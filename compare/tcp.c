@@ -251,6 +251,14 @@ match_up(Compare *e, Flow *f)
 
         if (!p || !s || seq_gt(p->seq, f->next) || seq_gt(s->seq, f->next))
             return;
+        if (s->flags & HELD_DIGEST) {
+            uint32_t equal = digest_match(e, f, p, s);
+
+            if (equal == f->next)
+                return;
+            set_window(f, f->base, equal);
+            continue;
+        }
         uint32_t hi = seq_min(p->end, s->end);
 
         if (!range_equal(e, f, p, s, f->next, hi))
@@ -285,6 +293,10 @@ match_down(Compare *e, Flow *f)
 
         if (!s || f->next - f->base >= WINDOW_MAX)
             return;
+        if (s->flags & HELD_DIGEST) {
+            digest_want(e, s);
+            return;
+        }
         uint32_t lo = seq_max(p->seq, s->seq);
 
         if (!range_equal(e, f, p, s, lo, f->base))
@@ -315,6 +327,16 @@ match(Compare *e, Flow *f)
         match_down(e, f);
 }
 
+static bool
+payload_equal(const Compare *e, const Held *h, const Held *other)
+{
+    if (h->flags & HELD_DIGEST)
+        return digest_equal(e, other, h);
+    if (other->flags & HELD_DIGEST)
+        return digest_equal(e, h, other);
+    return memcmp(held_payload(h), held_payload(other), h->payload_len) == 0;
+}
+
 /* The common case without detours: @h, the next segment, against the same segment of the other
  * side. False: not that case, or different; match() then finds out. */
 static bool
@@ -326,7 +348,7 @@ match_next(Compare *e, Flow *f, const Held *h)
     if (!other || (primary ? f->p_chain.head : f->s_chain.head) || h->seq != f->next ||
         other->seq != h->seq || other->end != h->end || !(f->flags & FLOW_HAS_WINDOW) ||
         ((h->tcp_flags | other->tcp_flags) & (FRAME_TCP_SYN | FRAME_TCP_FIN | FRAME_TCP_RST)) ||
-        memcmp(held_payload(h), held_payload(other), h->payload_len) != 0)
+        !payload_equal(e, h, other))
         return false;
     set_window(f, f->base, h->end);
     consume(e, f, other);
@@ -502,6 +524,16 @@ release_fifo(Compare *e, Flow *f)
     }
 }
 
+/* The primary's bytes end within a unit of the secondary's digests, and have waited for more. */
+static void
+want_if_stuck(Compare *e, Flow *f)
+{
+    Held *s = first_live(e, f, &f->s_chain);
+
+    if (s && (s->flags & HELD_DIGEST) && seq_leq(s->seq, f->next))
+        digest_want(e, s);
+}
+
 void
 tcp_release_part(Compare *e, Flow *f)
 {
@@ -512,6 +544,7 @@ tcp_release_part(Compare *e, Flow *f)
         !(h->flags & HELD_IN_CHAIN) || (f->flags & FLOW_DIVERGED) ||
         !(f->flags & FLOW_HAS_WINDOW) || h->seq - f->base > f->next - f->base)
         return;
+    want_if_stuck(e, f);
     /* Reassembled segments are several frames; what is urgent is so relative to a number. */
     if (h->parts.head || (h->tcp_flags & (FRAME_TCP_SYN | FRAME_TCP_RST | FRAME_TCP_URG)))
         return;
@@ -750,6 +783,7 @@ process_secondary(Compare *e, Flow *f, Held *h)
         h->end += f->s_delta;
     }
     note_secondary_ack(f, h);
+    digest_replace(e, f, h);
     if (h->seq != h->end && !in_window(f, h) && !match_next(e, f, h))
         chain_insert(e, f, h);
     else

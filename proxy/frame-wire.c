@@ -127,7 +127,7 @@ wire_decode(uint8_t *bytes, size_t len, WireFrame *ret_frame, size_t *ret_bytes)
         return r;
     if (v.len < length)
         return WIRE_SHORT;
-    if (bytes[25] < WIRE_INGRESS || bytes[25] > WIRE_CONNECTION)
+    if (bytes[25] < WIRE_INGRESS || bytes[25] > WIRE_DIGEST)
         return WIRE_BAD_KIND;
     if (be16_load(bytes + 26) != 0)
         return WIRE_BAD_RESERVED;

@@ -12,6 +12,11 @@ typedef enum WireKind {
     WIRE_INGRESS = 1,    /* primary to secondary: a frame that PVM is given */
     WIRE_EGRESS = 2,     /* secondary to primary: a frame that SVM sent */
     WIRE_CONNECTION = 3, /* primary to secondary: in place of a frame, see inherit.h */
+    /* Primary to secondary, in place of a frame: the secret with which SVM's large segments may
+     * come as digests, and which of them is needed whole; see digests.h. */
+    WIRE_DIGEST_KEY = 4,
+    WIRE_WANT = 5,
+    WIRE_DIGEST = 6, /* secondary to primary: a frame that SVM sent, see digests.h */
 } WireKind;
 
 enum {

@@ -253,6 +253,25 @@ hold_queue_foreach(const HoldQueue *queue, void (*func)(const HeldFrame *frame, 
     }
 }
 
+guint64
+hold_queue_last_sequence(const HoldQueue *queue)
+{
+    return queue->tail_sequence - 1;
+}
+
+bool
+hold_queue_find(const HoldQueue *queue, guint64 sequence, HeldFrame *ret_frame)
+{
+    size_t position = queue->head;
+
+    if (sequence < queue->head_sequence || sequence >= queue->tail_sequence)
+        return false;
+    for (guint64 i = queue->head_sequence; i < sequence; i++)
+        position = (position + entry_bytes(entry_at(queue, position))) % queue->ring_bytes;
+    *ret_frame = frame_at(queue, position);
+    return true;
+}
+
 bool
 hold_queue_peek_oldest(const HoldQueue *queue, HeldFrame *ret_frame)
 {

@@ -79,6 +79,11 @@ unsigned hold_queue_peek_many(const HoldQueue *queue, HeldFrame *ret_frames, uns
 void hold_queue_foreach(const HoldQueue *queue, void (*func)(const HeldFrame *frame, gpointer data),
                         gpointer data);
 
+/** The number of the frame appended last; they count up as long as the queue lives. */
+guint64 hold_queue_last_sequence(const HoldQueue *queue);
+/** The frame with that number, if it is still queued. Walks over those before it. */
+bool hold_queue_find(const HoldQueue *queue, guint64 sequence, HeldFrame *ret_frame);
+
 /** The oldest frame, released or held; hold_queue_drop_oldest() must only be called if there is
  * one. */
 bool hold_queue_peek_oldest(const HoldQueue *queue, HeldFrame *ret_frame);

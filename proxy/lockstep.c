@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <sys/random.h>
 
+#include "digests.h"
 #include "inherit.h"
 #include "nic.h"
 
@@ -20,7 +21,8 @@ lockstep_init(Lockstep *lockstep, const ProxyConfig *config)
     uint64_t random[4];
     RewriterConfig rewriter = {.connections_max = config->rewriter_connections_max};
 
-    if (getrandom(random, sizeof(random), 0) != sizeof(random))
+    if (getrandom(random, sizeof(random), 0) != sizeof(random) ||
+        getrandom(&lockstep->digest_key, sizeof(DigestKey), 0) != sizeof(DigestKey))
         return -EIO;
     if (rewriter.connections_max == 0)
         rewriter.connections_max = REWRITER_CONNECTIONS_DEFAULT;
@@ -105,7 +107,7 @@ objection(const Lockstep *lockstep, const WireFrame *frame, unsigned n_nics, boo
 {
     if (frame->nic >= n_nics)
         return "a frame of a NIC that is not there";
-    if ((frame->kind == WIRE_EGRESS) == secondary)
+    if ((frame->kind == WIRE_EGRESS || frame->kind == WIRE_DIGEST) == secondary)
         return "a frame of the other direction";
     /* The next epoch begins on one side before it does on the other; the one after it cannot. */
     if (frame->epoch > lockstep->epoch + 1)
@@ -143,10 +145,32 @@ peek_run(Lockstep *lockstep, unsigned n_nics, bool secondary, WireFrame *frames,
 static bool
 take_one(Lockstep *lockstep, Nic *nic, const WireFrame *frame)
 {
-    if (frame->kind != WIRE_CONNECTION)
+    const char *text = NULL;
+    uint64_t number;
+
+    switch (frame->kind) {
+    case WIRE_CONNECTION:
+        if (!inherit_take(lockstep, frame->frame, frame->len))
+            text = "a malformed record of a connection";
+        break;
+    case WIRE_DIGEST_KEY:
+        lockstep->has_peer_key = digests_decode_key(frame, &lockstep->peer_key);
+        if (!lockstep->has_peer_key)
+            text = "a malformed key of digests";
+        break;
+    case WIRE_WANT:
+        if (digests_decode_want(frame, &number))
+            shadow_resend(nic, number);
+        else
+            text = "a malformed request for a frame";
+        break;
+    case WIRE_INGRESS:
+    case WIRE_EGRESS: /* refused before, as the next */
+    case WIRE_DIGEST:
         return shadow_take_peer(nic, frame);
-    if (!inherit_take(lockstep, frame->frame, frame->len))
-        peer_stream_fail(&lockstep->peer, 0, "a malformed record of a connection");
+    }
+    if (text)
+        peer_stream_fail(&lockstep->peer, 0, text);
     return true;
 }
 

@@ -27,7 +27,8 @@ typedef struct Lockstep {
     bool paused;         /* SHADOW: the guest stands */
     _Atomic int64_t lease_until_ns; /* both threads */
     unsigned lose[PROXY_N_LOSSES];
-    bool losing; /* any of them */
+    bool losing;           /* any of them */
+    bool mirrored_in_turn; /* a frame went to the peer in this turn of the loop */
     DivergenceBook book;
     CompareConfig compare;
     Rewriter *rewriter; /* one for all NICs: a connection may come in by one and leave by another */
@@ -38,6 +39,10 @@ typedef struct Lockstep {
     bool legacy_told; /* primary: the peer is told what is learned of them later */
     unsigned legacy_layer;
     uint32_t legacy_cursor;
+    DigestKey digest_key; /* primary: of this daemon's life */
+    bool digest_key_due;  /* primary: it has not been said to the peer */
+    DigestKey peer_key;   /* secondary: the primary's */
+    bool has_peer_key;    /* since the channel began */
     Counter ignored, test_lost, connections, untracked;
 } Lockstep;
 
@@ -57,7 +62,7 @@ typedef struct NicLockstep {
     Counter forgotten, duplicates, lease_waits;
     /* The engine's figures, for the control thread. */
     Counter compared[2], released[COMPARE_N_WHYS], divergences[COMPARE_N_RULES], stale[2];
-    Counter refusals, windows_lowered, engine_bytes, engine_frames[2], oldest_ns;
+    Counter refusals, windows_lowered, digests, wanted, engine_bytes, engine_frames[2], oldest_ns;
 } NicLockstep;
 
 enum {
@@ -121,12 +126,17 @@ void redirector_unstage(Nic *nic);
 /** Publishes the engine's figures. */
 void redirector_publish(Nic *nic);
 
+/** The engine needs the whole of a segment of which it has digests; a CompareWantFunc. */
+void redirector_want(void *opaque, uint64_t cookie);
+
 /* shadow.c: the secondary. */
 
 /** A guest's frame on its way to the peer; @frame may be a slot of the hold queue. */
 void shadow_take(Nic *nic, const uint8_t *frame, size_t len);
 /** An ingress copy. False: there is no room, it is to be offered again. */
 bool shadow_take_peer(Nic *nic, const WireFrame *frame);
+/** Sends a frame that the peer has digests of, if it is still kept. */
+void shadow_resend(Nic *nic, uint64_t number);
 /** Gives the guest what is due, at most a slice. */
 void shadow_pump(Nic *nic, int64_t now_ns);
 /** shadow_pump() could do something now. */

@@ -94,6 +94,7 @@ begin_mode(Proxy *proxy, ProxyEgress egress)
     }
     if (!is_pair_primary(egress))
         inherit_end(lockstep);
+    lockstep->digest_key_due = egress == PROXY_EGRESS_COMPARE;
     lockstep->paused = false;
 }
 
@@ -306,6 +307,8 @@ attach_peer(Proxy *proxy, Command *command)
 
     detach_peer(proxy);
     peer_stream_attach(peer, &command->peer);
+    proxy->lockstep.has_peer_key = false;
+    proxy->lockstep.digest_key_due = proxy->egress == PROXY_EGRESS_COMPARE;
     command->peer = (ProxyPeer){0};
     proxy->peer_serial = command->serial;
 

@@ -144,6 +144,8 @@ add_nic(const NicLockstep *ls, int64_t now_ns, ProxyStats *stats)
     stats->unmirrored_frames += counter_get(&ls->unmirrored);
     stats->engine_refused += counter_get(&ls->refusals);
     stats->windows_lowered += counter_get(&ls->windows_lowered);
+    stats->digests += counter_get(&ls->digests);
+    stats->digests_wanted += counter_get(&ls->wanted);
     stats->engine_bytes += counter_get(&ls->engine_bytes);
     stats->lease_waits += counter_get(&ls->lease_waits);
     stats->shadow_frames += counter_get(&ls->shadow_frames);

@@ -11,6 +11,7 @@
 #include "announce.h"
 #include "bytes.h"
 #include "clock.h"
+#include "digests.h"
 #include "inherit.h"
 #include "link.h"
 
@@ -176,7 +177,9 @@ write_peer(Proxy *proxy)
     if (!peer->attached)
         return;
     inherit_send(&proxy->lockstep);
+    digests_send_key(&proxy->lockstep);
     peer_stream_flush(peer);
+    proxy->lockstep.mirrored_in_turn = false;
     /* What it said before its end is told of comes first. */
     if (peer->broken && !peer->told_end && !proxy->peer_pending) {
         peer->told_end = true;

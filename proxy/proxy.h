@@ -129,6 +129,8 @@ typedef struct ProxyStats {
     guint64 divergences[COMPARE_N_RULES];
     guint64 stale[2];             /* of an epoch that is committed already, by CompareSide */
     guint64 windows_lowered;      /* of released frames: the secondary had less room */
+    guint64 digests;              /* frames of the secondary that came as digests */
+    guint64 digests_wanted;       /* of them, those that were asked for whole */
     guint64 engine_refused;       /* offers that met a bound: the frame waited */
     guint64 engine_bytes;         /* held, with bookkeeping */
     guint64 engine_frames[2];     /* held unmatched now, by CompareSide */

@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "digests.h"
 #include "inherit.h"
 #include "nic.h"
 
@@ -105,6 +106,21 @@ on_divergence(void *opaque, const CompareDivergence *d)
     news->epoch = d->epoch;
 }
 
+void
+redirector_want(void *opaque, uint64_t cookie)
+{
+    Nic *nic = opaque;
+    PeerStream *peer = &nic->lockstep->peer;
+    uint8_t message[DIGESTS_WANT_BYTES];
+
+    /* As good as lost: the comparison's timeout heals it. */
+    if (!nic_has_peer(nic) || peer_stream_room(peer) == 0)
+        return;
+    digests_encode_want(message, cookie);
+    peer_stream_send(peer, WIRE_WANT, nic->index, nic->lockstep->next_epoch, message,
+                     sizeof(message));
+}
+
 const CompareOps redirector_ops = {.release = on_release, .divergence = on_divergence};
 
 void
@@ -183,10 +199,7 @@ redirector_take_peer(Nic *nic, const WireFrame *frames, size_t n, int64_t now_ns
         n = 1;
     nic->batch_ns = now_ns;
     for (; n_in < n && n_in < BATCH; n_in++)
-        in[n_in] = (CompareFrame){.bytes = frames[n_in].frame,
-                                  .len = (uint32_t)frames[n_in].len,
-                                  .vnet_hdr_len = PORT_VNET_BYTES,
-                                  .epoch = frames[n_in].epoch};
+        in[n_in] = digests_decode(&frames[n_in]);
     return submit(nic, COMPARE_SECONDARY, in, n_in);
 }
 
@@ -215,6 +228,7 @@ redirector_begin(Nic *nic, Compare *engine, int64_t now_ns)
     NicLockstep *ls = &nic->ls;
 
     ls->engine = engine;
+    compare_set_digests(engine, &nic->lockstep->digest_key, redirector_want);
     ls->lease_wait = false;
     ls->touched = true;
     ls->tick_ns = nic->lockstep->compare.timeout_ns / 8;
@@ -308,6 +322,10 @@ redirector_mirror(Nic *nic)
                          nic->ingress, nic->ingress_len);
         counter_add(&nic->ls.mirrored_frames, 1);
         counter_add(&nic->ls.mirrored_bytes, nic->ingress_len - PORT_VNET_BYTES);
+        /* Alone it leaves before PVM gets its own: SVM's way is the longer one. */
+        if (!lockstep->mirrored_in_turn)
+            peer_stream_flush(&lockstep->peer);
+        lockstep->mirrored_in_turn = true;
     }
     nic->ls.mirrored = true;
     return true;
@@ -336,6 +354,8 @@ redirector_publish(Nic *nic)
         counter_set(&ls->divergences[i], stats->divergences[i]);
     counter_set(&ls->refusals, stats->refused);
     counter_set(&ls->windows_lowered, stats->windows_lowered);
+    counter_set(&ls->digests, stats->digests);
+    counter_set(&ls->wanted, stats->wanted);
     counter_set(&ls->engine_bytes, stats->held_bytes);
     counter_set(&ls->oldest_ns, oldest_ns == INT64_MAX ? 0 : (uint64_t)oldest_ns);
 }

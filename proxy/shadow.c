@@ -8,9 +8,11 @@
  * it released them, and without them each TCP connection would wait for a retransmission. A client
  * that has them already gets them twice, which networks do. They are kept in SVM's own numbers and
  * go through the rewriter when they leave: by then it knows what it could not when a SYN was sent.
- * The bound is small because more than a round trip's worth is of no use: at most KEPT_BYTES, not
- * older than KEPT_AGE_NS before the peer was last heard, nor than KEPT_SILENCE_NS in all. A commit
- * forgets them: they came from a state that has been replaced.
+ * The bound is small because more than a round trip's worth is of no use: at most KEPT_LAST_BYTES,
+ * not older than KEPT_AGE_NS before the peer was last heard, nor than KEPT_SILENCE_NS in all. Until
+ * then there is more, KEPT_BYTES: segments whose digests were not enough are sent again from there,
+ * and a guest may be a congestion window ahead. A commit forgets all: it came from a state that has
+ * been replaced.
  *
  * In: copies wait in the inbox, each with its epoch. The guest is given those of its own epoch
  * while it runs; those of the next wait for the commit, which forgets the older: the state that the
@@ -19,38 +21,58 @@
 #include <string.h>
 
 #include "clock.h"
+#include "digests.h"
 #include "inherit.h"
 #include "nic.h"
 
 enum {
-    KEPT_BYTES = 256 * 1024,
-    PUMP_SLICE = 64, /* frames per turn */
+    KEPT_BYTES = 2 << 20,
+    KEPT_LAST_BYTES = 256 * 1024, /* of them, that leave at a takeover */
+    PUMP_SLICE = 64,              /* frames per turn */
 };
 
 static const int64_t KEPT_AGE_NS = 200 * NS_PER_MS;
 static const int64_t KEPT_SILENCE_NS = 2 * NS_PER_S;
 
-/* To the peer, in PVM's numbers. */
+/* To the peer, in PVM's numbers. @number: of the frame among those kept; @whole: no digests. */
 static void
-send_copy(Nic *nic, const uint8_t *frame, size_t len, bool inherited_syn)
+send_copy(Nic *nic, const uint8_t *frame, size_t len, uint64_t number, bool whole,
+          bool inherited_syn)
 {
     Lockstep *lockstep = nic->lockstep;
     uint8_t *slot = peer_stream_slot(&lockstep->peer);
+    WireKind kind = WIRE_EGRESS;
+    DigestInfo info;
 
     if (!nic_has_peer(nic)) {
         counter_add(&nic->ls.shadow_unsent, 1);
         return;
     }
-    memcpy(slot, frame, len);
+    if (!whole && lockstep->has_peer_key &&
+        digest_encode(&lockstep->peer_key, frame, len, slot, &info)) {
+        kind = WIRE_DIGEST;
+        len = info.frame_len;
+    } else {
+        memcpy(slot, frame, len);
+    }
     if (!inherited_syn)
         rewriter_egress(lockstep->rewriter, slot, len, nic->batch_ns);
+    if (kind == WIRE_DIGEST)
+        len += digests_encode_tail(slot + len, &info, number);
     if (lockstep_loses(lockstep, PROXY_LOSE_REWRITER_EGRESS) ||
         lockstep_loses(lockstep, PROXY_LOSE_SECONDARY_EGRESS)) {
         peer_stream_skip(&lockstep->peer);
         return;
     }
-    peer_stream_send(&lockstep->peer, WIRE_EGRESS, nic->index, lockstep->epoch, slot, len);
+    peer_stream_send(&lockstep->peer, kind, nic->index, lockstep->epoch, slot, len);
     counter_add(&nic->ls.shadow_frames, 1);
+}
+
+static void
+keep_newest(Nic *nic, gsize bytes)
+{
+    while (hold_queue_bytes(nic->queue) > bytes && hold_queue_frames(nic->queue) > 1)
+        hold_queue_drop_oldest(nic->queue);
 }
 
 void
@@ -59,12 +81,24 @@ shadow_take(Nic *nic, const uint8_t *frame, size_t len)
     /* Kept in SVM's own numbers. */
     const uint8_t *place = hold_queue_append(nic->queue, frame, len, nic->batch_ns);
 
-    while (hold_queue_bytes(nic->queue) > KEPT_BYTES && hold_queue_frames(nic->queue) > 1)
-        hold_queue_drop_oldest(nic->queue);
+    keep_newest(nic, MIN((gsize)KEPT_BYTES, nic->hold_max_bytes / 4));
 
     bool inherited_syn = inherit_note(nic->lockstep, place, len);
 
-    send_copy(nic, place, len, inherited_syn);
+    send_copy(nic, place, len, hold_queue_last_sequence(nic->queue), false, inherited_syn);
+}
+
+void
+shadow_resend(Nic *nic, uint64_t number)
+{
+    HeldFrame frame;
+
+    /* If it is not kept any more, or belongs to an epoch that is over, nobody can help: the
+     * comparison's timeout does. */
+    if (hold_queue_find(nic->queue, number, &frame) && peer_stream_room(&nic->lockstep->peer) > 0)
+        send_copy(nic, frame.data, frame.len, number, true, false);
+    else
+        counter_add(&nic->ls.shadow_unsent, 1);
 }
 
 bool
@@ -177,6 +211,7 @@ shadow_takeover(Nic *nic, int64_t now_ns)
     int64_t oldest_ns = MAX(MIN(heard_ns, now_ns) - KEPT_AGE_NS, now_ns - KEPT_SILENCE_NS);
     HeldFrame frame;
 
+    keep_newest(nic, KEPT_LAST_BYTES);
     while (hold_queue_peek_oldest(nic->queue, &frame) && frame.stamp < oldest_ns)
         hold_queue_drop_oldest(nic->queue);
     nic->batch_ns = now_ns;

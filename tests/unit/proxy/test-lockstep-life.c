@@ -187,8 +187,8 @@ START_TEST(life_a_new_peer_replaces_the_one_before)
     guest_send(&w, 2, 60);
     peer_says(fds[1], 0, 2, 60);
     ck_assert_int_eq(client_recv(&w, WAIT), 2);
-    /* Closed, with or without a reset for what it had not read; what the kernel sends on a bridge
-     * may have been mirrored before. */
+    /* Closed, with or without a reset for what it had not read: the key of digests, and what the
+     * kernel sends on a bridge may have been mirrored before. */
     ssize_t n;
 
     do
@@ -202,7 +202,9 @@ START_TEST(life_a_new_peer_replaces_the_one_before)
 
     proxy_detach_peer(w.proxy, world_done, &w);
     world_until(&w.n_done, before + 1);
-    ck_assert_int_eq(recv(fds[1], &byte, 1, 0), 0);
+    while ((n = recv(fds[1], &byte, 1, 0)) > 0)
+        continue;
+    ck_assert_int_eq(n, 0);
     (void)close(fds[1]);
     ck_assert_uint_eq(w.n_peer_lost, 0);
     world_clear(&w);
@@ -268,7 +270,7 @@ END_TEST
 
 START_TEST(unit_what_a_shadow_keeps_is_bounded)
 {
-    enum { N = 1000, LEN = 1400 };
+    enum { N = 3000, LEN = 1400 };
     Pair pair;
     gint64 first, number;
 
@@ -276,7 +278,7 @@ START_TEST(unit_what_a_shadow_keeps_is_bounded)
     for (guint32 i = 0; i < N; i++)
         guest_send(&pair.s, i, LEN);
     WORLD_UNTIL(&pair.s, st.shadow_frames == N);
-    ck_assert_uint_le(world_stats(&pair.s).held_bytes, 256 * 1024);
+    ck_assert_uint_le(world_stats(&pair.s).held_bytes, 2 << 20);
     world_egress(&pair.s, PROXY_EGRESS_OPEN);
     first = number = client_recv(&pair.s, WAIT);
     ck_assert_int_gt(first, N - 256 * 1024 / LEN);
