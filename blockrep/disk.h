@@ -34,7 +34,8 @@ typedef struct DiskConfig {
     const char *device;         /* QEMU's device model: virtio-blk-pci, scsi-hd, ide-hd, nvme */
     const char *cache;          /* "none" or "writeback": of the local image in QEMU */
     const char *run_dir;        /* sockets */
-    const char *state_dir;      /* metadata, map, overlays, commit record */
+    const char *state_dir;      /* metadata, map */
+    const char *overlay_dir;    /* overlays, commit record; NULL: state_dir */
     const char *nbdkit;         /* the program */
     const char *plugin_dir;     /* of our plugins; NULL: nbdkit's own */
     const char *listen_address; /* of the target, numeric */
@@ -46,6 +47,7 @@ typedef struct DiskConfig {
     unsigned timeout_ms;        /* of each operation that takes no argument for it */
 } DiskConfig;
 
+/* None of these may free the disk; a DiskDoneFunc may. */
 typedef struct DiskHandlers {
     /* What ends protection, once per fault: @name from docs/block.md, "Errors". */
     void (*fault)(Disk *disk, const char *name, const char *text, gpointer user_data);

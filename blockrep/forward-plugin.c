@@ -7,6 +7,8 @@
 #include "forward-control.h"
 #include "plugin-quit.h"
 
+#include "clock.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -28,7 +30,7 @@ enum {
 /* nbdkit has one plugin instance in a process and gives its callbacks no pointer to it. */
 typedef struct Plugin {
     char *disk, *metadata, *map, *control_path, *tls_ca, *tls_cert, *tls_key;
-    uint64_t limit_bytes;
+    uint64_t limit_bytes, alone_generation;
     int64_t timeout_ms;
     Forward *forward;
     DiskControl *control;
@@ -82,6 +84,18 @@ set_timeout(const char *value)
 }
 
 static int
+set_alone(const char *value)
+{
+    if (nbdkit_parse_uint64_t("alone", value, &plugin.alone_generation) < 0)
+        return -1;
+    if (plugin.alone_generation == 0) {
+        nbdkit_error("alone=0: a generation is at least 1");
+        return -1;
+    }
+    return 0;
+}
+
+static int
 forward_config(const char *key, const char *value)
 {
     const struct {
@@ -102,6 +116,8 @@ forward_config(const char *key, const char *value)
         return set_limit(value);
     if (strcmp(key, "timeout-ms") == 0)
         return set_timeout(value);
+    if (strcmp(key, "alone") == 0)
+        return set_alone(value);
     nbdkit_error("unknown parameter '%s=%s'", key, value);
     return -1;
 }
@@ -128,6 +144,8 @@ forward_config_complete(void)
     "tls-ca=FILE        Certificates for peers that are no UNIX sockets: of the CA,\n"             \
     "tls-cert=FILE      of this host,\n"                                                           \
     "tls-key=FILE       and its key.\n"                                                            \
+    "alone=GENERATION   Marks from the first request on: for a process that takes another's "      \
+    "place.\n"                                                                                     \
     "window-limit=SIZE  Of what is not confirmed yet (default 64M).\n"                             \
     "timeout-ms=N       Of a request at the peer (default 5000)."
 
@@ -159,6 +177,15 @@ forward_get_ready(void)
     return 0;
 }
 
+/* Before the first request: what an idle forwarder acknowledges is forgotten. */
+static gboolean
+start_alone(GError **error)
+{
+    return plugin.alone_generation == 0 ||
+           forward_alone(plugin.forward, plugin.alone_generation, FALSE,
+                         clock_now_ns() + plugin.timeout_ms * NS_PER_MS, error);
+}
+
 /* Signals are nbdkit's: its own threads block them, so must ours and those they start. */
 static int
 forward_after_fork(void)
@@ -166,9 +193,11 @@ forward_after_fork(void)
     g_autoptr(GError) error = NULL;
     sigset_t all, before;
 
+    plugin_outlive_parent();
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    plugin.control = forward_control_new(plugin.control_path, plugin.forward, &error);
+    if (start_alone(&error))
+        plugin.control = forward_control_new(plugin.control_path, plugin.forward, &error);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (!plugin.control) {
         nbdkit_error("%s", error->message);

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -66,4 +67,12 @@ plugin_quit_done(void)
     if (has_thread)
         (void)pthread_join(thread, NULL);
     has_thread = is_done = false; /* nobody else is left */
+}
+
+void
+plugin_outlive_parent(void)
+{
+    /* nbdkit 1.32 in the foreground asks for SIGTERM at its parent's death, also without
+     * --exit-with-parent. It cannot fail for these arguments. */
+    (void)prctl(PR_SET_PDEATHSIG, 0);
 }

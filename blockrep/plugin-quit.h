@@ -6,3 +6,5 @@
 void plugin_quit(void);
 /** At the plugin's end: what plugin_quit() began ends too. */
 void plugin_quit_done(void);
+/** From .after_fork: the process outlives the colod that started it. */
+void plugin_outlive_parent(void);

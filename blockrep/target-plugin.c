@@ -134,6 +134,7 @@ target_after_fork(void)
     g_autoptr(GError) error = NULL;
     sigset_t all, before;
 
+    plugin_outlive_parent();
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
     target_start(plugin.target);

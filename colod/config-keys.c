@@ -9,12 +9,15 @@
 
 #define MEMBER(field) .offset = offsetof(Config, field)
 #define NIC_MEMBER(field) .offset = offsetof(ConfigNic, field)
+#define DISK_MEMBER(field) .offset = offsetof(ConfigDisk, field)
 
 static const char *const accels[] = {"tcg", "kvm", NULL};
 static const char *const ports[] = {"tap", "stream", NULL};
 static const char *const modes[] = {"buffered", "lockstep", NULL};
 static const char *const policies[] = {"size", "full", "pass", NULL};
 static const char *const roles[] = {"primary", "secondary", NULL};
+static const char *const devices[] = {"virtio-blk-pci", "scsi-hd", "ide-hd", "nvme", NULL};
+static const char *const caches[] = {"none", "writeback", NULL};
 static const char *const arbiters[] = {"manual", "file", NULL};
 
 static_assert(CONFIG_ROLE_PRIMARY == 0 && CONFIG_ROLE_SECONDARY == 1, "order of roles[]");
@@ -58,6 +61,26 @@ const ConfigKey config_keys[] = {
     {CONFIG_GROUP_NIC, "port", CONFIG_TYPE_ENUM, NIC_MEMBER(port), .standard = "tap",
      .choices = ports, .doc = "how QEMU is connected"},
 
+    {CONFIG_GROUP_DISK, "image", CONFIG_TYPE_PATH, DISK_MEMBER(image), .required = true,
+     .doc = "the raw file or block device, of the same size on both hosts"},
+    {CONFIG_GROUP_DISK, "device", CONFIG_TYPE_CHOICE, DISK_MEMBER(device),
+     .standard = "virtio-blk-pci", .choices = devices, .doc = "QEMU's device model"},
+    {CONFIG_GROUP_DISK, "cache", CONFIG_TYPE_CHOICE, DISK_MEMBER(cache), .standard = "none",
+     .choices = caches, .doc = "whether QEMU uses this host's page cache"},
+    {CONFIG_GROUP_DISK, "port", CONFIG_TYPE_UINT, DISK_MEMBER(port), .min = 1, .max = 65535,
+     .doc = "the TCP port of the disk's replication, the same on both hosts"},
+    {CONFIG_GROUP_DISK, "overlay-limit-mib", CONFIG_TYPE_UINT, DISK_MEMBER(overlay_limit_mib),
+     .standard = "1024", .min = 1, .max = 64 * 1024,
+     .doc = "the bound of what one epoch may write to the disk in MiB"},
+    {CONFIG_GROUP_DISK, "window-mib", CONFIG_TYPE_UINT, DISK_MEMBER(window_mib),
+     .standard = "64", .min = 4, .max = 4096,
+     .doc = "the bound of writes on their way to the peer in MiB"},
+    {CONFIG_GROUP_DISK, "sync-rate-mib", CONFIG_TYPE_UINT, DISK_MEMBER(sync_rate_mib),
+     .standard = "0", .min = 0, .max = 1024 * 1024,
+     .doc = "the bound of the initial copy in MiB/s"},
+    {CONFIG_GROUP_DISK, "overlay-dir", CONFIG_TYPE_PATH, DISK_MEMBER(overlay_dir),
+     .doc = "the folder of the disk's overlays"},
+
     {"network", "mode", CONFIG_TYPE_ENUM, MEMBER(network_mode), .standard = "buffered",
      .choices = modes, .doc = "when the guest's output may leave"},
     {"network", "hold-limit-mib", CONFIG_TYPE_UINT, MEMBER(hold_limit_mib), .standard = "64",
@@ -98,6 +121,8 @@ const ConfigKey config_keys[] = {
     {"peer", "address", CONFIG_TYPE_ADDRESS, MEMBER(peer_address),
      .port_offset = offsetof(Config, peer_port), .required = true,
      .doc = "the other host's address and port"},
+    {"peer", "disk-host", CONFIG_TYPE_PLACE, MEMBER(disk_host),
+     .doc = "the other host's address or name for disks, as in its certificate"},
     {"peer", "tls-ca", CONFIG_TYPE_PATH, MEMBER(tls_ca), .required = true,
      .doc = "the CA's certificate, PEM (deploy/colo-pki makes it)"},
     {"peer", "tls-cert", CONFIG_TYPE_PATH, MEMBER(tls_cert), .required = true,
@@ -232,6 +257,17 @@ parse_host(const char *text, void *field)
     return put_string(field, text);
 }
 
+/* libnbd connects to it and wants it in the certificate: an address as an IP SAN. */
+static char *
+parse_place(const char *text, void *field)
+{
+    uint8_t binary[16];
+
+    if (inet_pton(AF_INET, text, binary) == 1 || inet_pton(AF_INET6, text, binary) == 1)
+        return put_string(field, text);
+    return parse_host(text, field);
+}
+
 /* The kernel's dev_valid_name(), plus '%': some of its interfaces take a name as a pattern. */
 static char *
 parse_ifname(const char *text, void *field)
@@ -364,6 +400,8 @@ config_key_parse(const ConfigKey *key, const char *text, void *target)
         return parse_uuid(text, field);
     case CONFIG_TYPE_HOST:
         return parse_host(text, field);
+    case CONFIG_TYPE_PLACE:
+        return parse_place(text, field);
     case CONFIG_TYPE_IFNAME:
         return parse_ifname(text, field);
     case CONFIG_TYPE_CHOICE:

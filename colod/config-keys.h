@@ -11,6 +11,7 @@ typedef enum ConfigType {
     CONFIG_TYPE_PATH,    /* char *: absolute path */
     CONFIG_TYPE_UUID,    /* char *: lower-cased */
     CONFIG_TYPE_HOST,    /* char *: DNS name, at most 63 bytes */
+    CONFIG_TYPE_PLACE,   /* char *: numeric address or DNS name */
     CONFIG_TYPE_IFNAME,  /* char *: network interface */
     CONFIG_TYPE_CHOICE,  /* char *: one of `choices` */
     CONFIG_TYPE_ENUM,    /* an enum whose values are the indexes of `choices` */
@@ -22,10 +23,10 @@ typedef enum ConfigType {
 } ConfigType;
 
 typedef struct ConfigKey {
-    const char *group; /* CONFIG_GROUP_NIC stands for nic0 .. nic7 */
+    const char *group; /* CONFIG_GROUP_NIC stands for nic0 .. nic7, so does _DISK */
     const char *key;
     ConfigType type;
-    size_t offset;        /* into Config; into ConfigNic for CONFIG_GROUP_NIC */
+    size_t offset;        /* into Config; into ConfigNic or ConfigDisk */
     size_t port_offset;   /* CONFIG_TYPE_ADDRESS */
     const char *standard; /* default, as one would write it; NULL: none */
     bool required;
@@ -35,6 +36,7 @@ typedef struct ConfigKey {
 } ConfigKey;
 
 #define CONFIG_GROUP_NIC "nic"
+#define CONFIG_GROUP_DISK "disk"
 
 /* The host's name ends up in ArbiterAnswer.owner, char[64]. */
 enum { CONFIG_HOST_MAX = 63 };
@@ -42,11 +44,11 @@ enum { CONFIG_HOST_MAX = 63 };
 extern const ConfigKey config_keys[];
 extern const size_t config_n_keys;
 
-/** NULL: no such key. @group as in the table, that is "nic" for a NIC. */
+/** NULL: no such key. @group as in the table: "nic" for a NIC, "disk" for a disk. */
 const ConfigKey *config_key_find(const char *group, const char *key);
 
 /**
- * Reads @text as a value of @key into @target (the Config, or the ConfigNic).
+ * Reads @text as a value of @key into @target (the Config, ConfigNic or ConfigDisk).
  *
  * Return: NULL, or what is wrong and what to do (`what; remedy`), newly allocated; nothing is
  * written then. Not for CONFIG_TYPE_LIST.

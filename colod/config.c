@@ -21,6 +21,7 @@
 enum {
     FILE_MAX_BYTES = 1024 * 1024, /* a configuration has some 2 KiB; more is the wrong file */
     SHOWN_MAX = 64,               /* characters of a name out of the file in a message */
+    IDE_DISKS_MAX = 4,            /* two channels of two */
     HEARTBEATS_PER_LIMIT = 3,     /* one lost heartbeat must not look like a dead host */
 };
 
@@ -218,13 +219,23 @@ scan(Parse *parse, const char *text, gsize length, GError **error)
 
 /* --- Names --- */
 
+/* Whether @group is @prefix and a digit below @n. */
+static bool
+is_numbered(const char *group, const char *prefix, int n)
+{
+    const char *digit = group + strlen(prefix);
+
+    return g_str_has_prefix(group, prefix) && *digit >= '0' && *digit < '0' + n && !digit[1];
+}
+
 /* The table's name of a group: "nic" for nic0 .. nic7. NULL: no such group. */
 static const char *
 table_group(const char *group)
 {
-    if (g_str_has_prefix(group, "nic"))
-        return group[3] >= '0' && group[3] < '0' + CONFIG_MAX_NICS && !group[4] ? CONFIG_GROUP_NIC
-                                                                                : NULL;
+    if (g_str_has_prefix(group, CONFIG_GROUP_NIC))
+        return is_numbered(group, CONFIG_GROUP_NIC, CONFIG_MAX_NICS) ? CONFIG_GROUP_NIC : NULL;
+    if (g_str_has_prefix(group, CONFIG_GROUP_DISK))
+        return is_numbered(group, CONFIG_GROUP_DISK, CONFIG_MAX_DISKS) ? CONFIG_GROUP_DISK : NULL;
     for (size_t i = 0; i < config_n_keys; i++) {
         if (g_str_equal(config_keys[i].group, group))
             return config_keys[i].group;
@@ -265,11 +276,15 @@ refuse_group(const Parse *parse, const Line *line, GError **error)
     if (g_str_has_prefix(line->group, "nic"))
         problem = g_strdup_printf("is no NIC group; number the NICs from nic0 to nic%d",
                                   CONFIG_MAX_NICS - 1);
+    else if (g_str_has_prefix(line->group, CONFIG_GROUP_DISK))
+        problem = g_strdup_printf("is no disk group; number the disks from disk0 to disk%d",
+                                  CONFIG_MAX_DISKS - 1);
     else if (like)
         problem = g_strdup_printf("unknown group; did you mean [%s]?", like);
     else
-        problem = g_strdup("unknown group; use vm, nic0, network, checkpoint, host, peer, arbiter "
-                           "or test");
+        problem =
+            g_strdup("unknown group; use vm, nic0, disk0, network, checkpoint, host, peer, arbiter "
+                     "or test");
     return fail_line(parse, CONFIG_ERROR_UNKNOWN, line->number, line->group, NULL, problem, error);
 }
 
@@ -412,6 +427,72 @@ read_nics(const Parse *parse, GError **error)
     return TRUE;
 }
 
+static gboolean
+check_disk(const Parse *parse, const char *group, unsigned index, GError **error)
+{
+    const ConfigDisk *disks = parse->config->disks;
+    unsigned n_ide = g_str_equal(disks[index].device, "ide-hd");
+    g_autofree char *problem = NULL;
+
+    for (unsigned i = 0; i < index; i++) {
+        if (g_str_equal(disks[i].image, disks[index].image))
+            return fail(parse, CONFIG_ERROR_VALUE, group, "image",
+                        "another disk has this image; give each its own", error);
+        if (disks[i].port == disks[index].port)
+            problem = g_strdup_printf("%u is another disk's; give each its own", disks[i].port);
+        n_ide += g_str_equal(disks[i].device, "ide-hd");
+    }
+    if (problem || disks[index].port == parse->config->listen_port) {
+        if (!problem)
+            problem = g_strdup_printf("%u is [peer] listen's; give another", disks[index].port);
+        return fail(parse, CONFIG_ERROR_VALUE, group, "port", problem, error);
+    }
+    if (n_ide > IDE_DISKS_MAX)
+        return fail(parse, CONFIG_ERROR_VALUE, group, "device",
+                    "a machine has four IDE disks at most; use virtio-blk-pci", error);
+    return TRUE;
+}
+
+static gboolean
+read_disk(const Parse *parse, const char *group, GError **error)
+{
+    Config *config = parse->config;
+    unsigned index = config->n_disks;
+    ConfigDisk *disk = &config->disks[index];
+
+    config->n_disks++; /* from here on config_free() frees it */
+    disk->name = g_strdup(group);
+    for (size_t i = 0; i < config_n_keys; i++) {
+        if (g_str_equal(config_keys[i].group, CONFIG_GROUP_DISK) &&
+            !read_key(parse, &config_keys[i], group, disk, error))
+            return FALSE;
+    }
+    if (disk->port == 0)
+        disk->port = config->listen_port + 1 + index;
+    if (disk->port > G_MAXUINT16)
+        return fail(parse, CONFIG_ERROR_VALUE, group, "port",
+                    "is missing, and there is none after [peer] listen's; add port=...", error);
+    return check_disk(parse, group, index, error);
+}
+
+static gboolean
+read_disks(const Parse *parse, GError **error)
+{
+    for (unsigned i = 0; i < CONFIG_MAX_DISKS; i++) {
+        g_autofree char *group = g_strdup_printf(CONFIG_GROUP_DISK "%u", i);
+
+        if (!find_line(parse, group, NULL))
+            continue;
+        if (i != parse->config->n_disks)
+            return fail(parse, CONFIG_ERROR_VALUE, group, NULL,
+                        "a disk before it is missing; number the disks from disk0 without gaps",
+                        error);
+        if (!read_disk(parse, group, error))
+            return FALSE;
+    }
+    return TRUE;
+}
+
 /* --- Rules between keys --- */
 
 /* Options with which QEMU would not be the VM that colod thinks it started. */
@@ -501,12 +582,15 @@ read_all(const Parse *parse, GError **error)
         const ConfigKey *key = &config_keys[i];
 
         if (!g_str_equal(key->group, CONFIG_GROUP_NIC) &&
+            !g_str_equal(key->group, CONFIG_GROUP_DISK) &&
             !read_key(parse, key, key->group, parse->config, error))
             return FALSE;
     }
     choose_interval(parse->config);
-    return read_nics(parse, error) && check_boot(parse, error) && check_peer(parse, error) &&
-           check_arbiter(parse, error);
+    if (!parse->config->disk_host)
+        parse->config->disk_host = g_strdup(parse->config->peer_address);
+    return read_nics(parse, error) && read_disks(parse, error) && check_boot(parse, error) &&
+           check_peer(parse, error) && check_arbiter(parse, error);
 }
 
 /* --- Public --- */
@@ -590,6 +674,13 @@ config_free(Config *config)
         g_free(config->nics[i].tap);
         g_free(config->nics[i].model);
     }
+    for (unsigned i = 0; i < config->n_disks; i++) {
+        g_free(config->disks[i].name);
+        g_free(config->disks[i].image);
+        g_free(config->disks[i].device);
+        g_free(config->disks[i].cache);
+        g_free(config->disks[i].overlay_dir);
+    }
     g_free(config->vm_name);
     g_free(config->uuid);
     g_free(config->qemu);
@@ -604,6 +695,7 @@ config_free(Config *config)
     g_free(config->peer_host);
     g_free(config->listen_address);
     g_free(config->peer_address);
+    g_free(config->disk_host);
     g_free(config->tls_ca);
     g_free(config->tls_cert);
     g_free(config->tls_key);
@@ -656,6 +748,25 @@ digest_file(GChecksum *sum, const char *name, const char *path, GError **error)
     return TRUE;
 }
 
+/* The guest sees the size: a file's, or a block device's. */
+static gboolean
+digest_disk(GChecksum *sum, const ConfigDisk *disk, GError **error)
+{
+    auto_fd int fd = open(disk->image, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    off_t size = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+    g_autofree char *text = g_strdup_printf("%lld", (long long)size);
+
+    if (size < 0) {
+        g_set_error(error, CONFIG_ERROR, CONFIG_ERROR_FILE,
+                    "[%s] image: %s cannot be opened: %s; make it, of the same size on both hosts",
+                    disk->name, disk->image, g_strerror(errno));
+        return FALSE;
+    }
+    digest_text(sum, "device", disk->device);
+    digest_text(sum, "size", text);
+    return TRUE;
+}
+
 char *
 config_guest_digest(const Config *config, GError **error)
 {
@@ -672,6 +783,11 @@ config_guest_digest(const Config *config, GError **error)
         digest_text(sum, "model", config->nics[i].model);
         digest_text(sum, "mac", "");
         g_checksum_update(sum, config->nics[i].mac, sizeof(config->nics[i].mac));
+    }
+    digest_uint(sum, "disks", config->n_disks);
+    for (unsigned i = 0; i < config->n_disks; i++) {
+        if (!digest_disk(sum, &config->disks[i], error))
+            return NULL;
     }
     digest_text(sum, "append", config->append);
     digest_uint(sum, "extra-args", g_strv_length(config->extra_args));

@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { CONFIG_MAX_NICS = 8 };
+enum { CONFIG_MAX_NICS = 8, CONFIG_MAX_DISKS = 8 };
 
 typedef enum ConfigRole { CONFIG_ROLE_PRIMARY, CONFIG_ROLE_SECONDARY } ConfigRole;
 typedef enum ConfigArbiter { CONFIG_ARBITER_MANUAL, CONFIG_ARBITER_FILE } ConfigArbiter;
@@ -31,6 +31,18 @@ typedef struct ConfigNic {
     ConfigPort port;
 } ConfigNic;
 
+typedef struct ConfigDisk {
+    char *name;   /* "disk0" */
+    char *image;  /* raw file or block device */
+    char *device; /* QEMU device model, default virtio-blk-pci */
+    char *cache;  /* "none" or "writeback" */
+    unsigned
+        port; /* of this host's disk target and of the peer's; default: listen's + 1 + number */
+    unsigned overlay_limit_mib, window_mib;
+    unsigned sync_rate_mib; /* MiB/s; 0: no limit */
+    char *overlay_dir;      /* NULL: the VM's state directory */
+} ConfigDisk;
+
 /* Public and read-only after config_load(). Every key, default and range: colod.conf(5). */
 typedef struct Config {
     char *vm_name; /* from the command line: [A-Za-z0-9_-]{1,32} */
@@ -49,6 +61,10 @@ typedef struct Config {
     /* [nic0] .. [nic7] */
     ConfigNic nics[CONFIG_MAX_NICS];
     unsigned n_nics;
+
+    /* [disk0] .. [disk7] */
+    ConfigDisk disks[CONFIG_MAX_DISKS];
+    unsigned n_disks;
 
     /* [network] */
     ConfigNetworkMode network_mode;
@@ -75,6 +91,7 @@ typedef struct Config {
     uint16_t listen_port;
     char *peer_address;
     uint16_t peer_port;
+    char *disk_host; /* as the peer's certificate names it; default: peer_address */
     char *tls_ca, *tls_cert, *tls_key;
     unsigned heartbeat_ms, heartbeat_limit_ms, connect_timeout_ms;
 
@@ -107,7 +124,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Config, config_free)
 
 /**
  * A digest of all that both hosts must agree on for the guest to be the same VM (uuid, machine, cpu
- * model, cpus, memory, NIC models and MACs, append, digests of kernel and initrd files, extra
- * arguments). Return: lower-case hex SHA-256; NULL with an error if a file cannot be read.
+ * model, cpus, memory, NIC models and MACs, disk models and sizes, append, digests of kernel and
+ * initrd files, extra arguments). Return: lower-case hex SHA-256; NULL with an error if a file
+ * cannot be read.
  */
 char *config_guest_digest(const Config *config, GError **error);

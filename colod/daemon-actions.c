@@ -287,7 +287,7 @@ start_vm(Daemon *d, gboolean incoming)
     }
     for (unsigned i = 0; i < d->config->n_nics; i++)
         fds[i] = proxy_take_guest_fd(d->proxy, i);
-    d->vm = vm_start(d->config, d->run_dir, fds, incoming, &vm_handlers, d, &error);
+    d->vm = vm_start(d->config, d->run_dir, fds, NULL, incoming, &vm_handlers, d, &error);
     for (unsigned i = 0; i < d->config->n_nics; i++)
         fd_clear(&fds[i]);
     if (d->vm == NULL) {

@@ -13,6 +13,8 @@
 
 #include <string.h>
 
+#include "process.h"
+
 struct SaveJob {
     HostState state;
     SavedFunc func;
@@ -285,7 +287,7 @@ our_vm_lives(const Daemon *d)
     return d->wanted_state.qemu_pid > 0 &&
            g_file_get_contents("/proc/sys/kernel/random/boot_id", &boot_id, NULL, NULL) &&
            strcmp(g_strstrip(boot_id), d->wanted_state.boot_id) == 0 &&
-           vm_process_exists(d->wanted_state.qemu_pid, d->wanted_state.qemu_start_ticks);
+           process_exists(d->wanted_state.qemu_pid, d->wanted_state.qemu_start_ticks);
 }
 
 static void

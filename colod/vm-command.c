@@ -55,7 +55,7 @@ add_nic(GPtrArray *argv, const Config *config, unsigned i, const char *run_dir)
 }
 
 char **
-vm_command_line(const Config *config, const char *run_dir, gboolean incoming)
+vm_command_line(const Config *config, const char *run_dir, const GPtrArray *more, gboolean incoming)
 {
     GPtrArray *argv = g_ptr_array_new();
 
@@ -82,6 +82,8 @@ vm_command_line(const Config *config, const char *run_dir, gboolean incoming)
         add(argv, "-append", "%s", config->append);
     for (unsigned i = 0; i < config->n_nics; i++)
         add_nic(argv, config, i, run_dir);
+    for (guint i = 0; more != NULL && i < more->len; i++)
+        g_ptr_array_add(argv, g_strdup(more->pdata[i]));
     for (char **arg = config->extra_args; *arg != NULL; arg++)
         g_ptr_array_add(argv, g_strdup(*arg));
     if (incoming)

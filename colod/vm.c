@@ -14,12 +14,11 @@
 
 #include <glib/gstdio.h>
 #include <string.h>
-#include <systemd/sd-daemon.h>
 
 #include "fd.h"
 #include "qmp-client.h"
 #include "source.h"
-#include "vm-process.h"
+#include "process.h"
 
 G_DEFINE_QUARK(colod - vm - error - quark, vm_error)
 
@@ -37,7 +36,7 @@ static const gint64 NEVER_MS = 1000000000;
 static const gint64 BANDWIDTH_MAX = G_GINT64_CONSTANT(100) * 1000 * 1000 * 1000;
 
 struct Vm {
-    VmProcess *process;
+    Process *process;
     QmpClient *qmp;
     const VmHandlers *handlers;
     gpointer user_data;
@@ -540,34 +539,14 @@ connect_qmp(Vm *vm, const char *run_dir)
     vm->qmp = qmp_client_new(path, QMP_CONNECT_TIMEOUT_MS, &qmp_handlers, vm);
 }
 
-/* Under systemd the VM gets a scope of its own: a restart of colod's unit must not touch it.
- * systemd-run --scope executes the command in its own process, so the pid stays. */
-static char **
-in_scope(const Config *config, char **argv)
-{
-    GPtrArray *wrapped = g_ptr_array_new();
-
-    g_ptr_array_add(wrapped, g_strdup("systemd-run"));
-    g_ptr_array_add(wrapped, g_strdup("--scope"));
-    g_ptr_array_add(wrapped, g_strdup("--quiet"));
-    g_ptr_array_add(wrapped, g_strdup("--collect"));
-    g_ptr_array_add(wrapped, g_strdup("--slice=machine.slice"));
-    g_ptr_array_add(wrapped, g_strdup_printf("--description=colod VM %s", config->vm_name));
-    g_ptr_array_add(wrapped, g_strdup("--"));
-    for (char **arg = argv; *arg != NULL; arg++)
-        g_ptr_array_add(wrapped, *arg);
-    g_ptr_array_add(wrapped, NULL);
-    g_free(argv);
-    return (char **)g_ptr_array_free(wrapped, FALSE);
-}
-
 Vm *
-vm_start(const Config *config, const char *run_dir, const int *guest_fds, gboolean incoming,
-         const VmHandlers *handlers, gpointer user_data, GError **error)
+vm_start(const Config *config, const char *run_dir, const int *guest_fds, const GPtrArray *more,
+         gboolean incoming, const VmHandlers *handlers, gpointer user_data, GError **error)
 {
     g_autofree char *log_path = g_build_filename(run_dir, "qemu.log", NULL);
     g_autofree char *qmp_path = g_build_filename(run_dir, "qmp.sock", NULL);
-    g_auto(GStrv) argv = vm_command_line(config, run_dir, incoming);
+    g_auto(GStrv) argv = vm_command_line(config, run_dir, more, incoming);
+    g_autofree char *description = g_strdup_printf("colod VM %s", config->vm_name);
     g_autoptr(Vm) vm = vm_alloc(config, handlers, user_data);
     int fds[CONFIG_MAX_NICS], numbers[CONFIG_MAX_NICS];
     gsize n = 0;
@@ -578,12 +557,11 @@ vm_start(const Config *config, const char *run_dir, const int *guest_fds, gboole
         fds[n] = guest_fds[i];
         numbers[n++] = vm_tap_fd_number(i);
     }
-    if (sd_booted() > 0)
-        argv = in_scope(config, g_steal_pointer(&argv));
+    argv = process_in_scope(g_steal_pointer(&argv), description);
     /* A stale socket would answer the first connect() with ECONNREFUSED for ever. */
     (void)g_unlink(qmp_path);
-    vm->process = vm_process_spawn((const char *const *)argv, fds, numbers, n, log_path,
-                                   on_process_dead, vm, error);
+    vm->process = process_spawn((const char *const *)argv, NULL, fds, numbers, n, log_path,
+                                on_process_dead, vm, error);
     if (vm->process == NULL)
         return NULL;
     connect_qmp(vm, run_dir);
@@ -596,7 +574,7 @@ vm_adopt(const Config *config, const char *run_dir, gint64 pid, guint64 start_ti
 {
     g_autoptr(Vm) vm = vm_alloc(config, handlers, user_data);
 
-    vm->process = vm_process_adopt(pid, start_ticks, on_process_dead, vm, error);
+    vm->process = process_adopt(pid, start_ticks, on_process_dead, vm, error);
     if (vm->process == NULL)
         return NULL;
     connect_qmp(vm, run_dir);
@@ -612,7 +590,7 @@ vm_free(Vm *vm)
     source_clear(&vm->watch);
     source_clear(&vm->leave_poll);
     g_clear_pointer(&vm->qmp, qmp_client_unref);
-    g_clear_pointer(&vm->process, vm_process_free);
+    g_clear_pointer(&vm->process, process_free);
     g_main_context_unref(vm->context);
     g_free(vm->qmp_broken);
     g_free(vm);
@@ -621,19 +599,19 @@ vm_free(Vm *vm)
 gint64
 vm_pid(const Vm *vm)
 {
-    return vm_process_pid(vm->process);
+    return process_pid(vm->process);
 }
 
 guint64
 vm_start_ticks(const Vm *vm)
 {
-    return vm_process_start_ticks(vm->process);
+    return process_start_ticks(vm->process);
 }
 
 int
 vm_copy_tap_fd(Vm *vm, int fd_number)
 {
-    return vm_process_copy_fd(vm->process, fd_number);
+    return process_copy_fd(vm->process, fd_number);
 }
 
 const char *
@@ -645,5 +623,5 @@ vm_version(const Vm *vm)
 void
 vm_kill(Vm *vm)
 {
-    vm_process_kill(vm->process);
+    process_kill(vm->process);
 }

@@ -44,10 +44,11 @@ typedef void (*VmDoneFunc)(Vm *vm, const GError *error, gpointer user_data);
  *
  * @run_dir: absolute; its qmp.sock, console.log and qemu.log are used.
  * @guest_fds: one per NIC, the taps' descriptors or -1 for stream ports; borrowed, duplicated.
+ * @more: further arguments (of disks), char *; NULL: none.
  * @incoming: with `-incoming defer`; else stopped (`-S`) until vm_run().
  */
-Vm *vm_start(const Config *config, const char *run_dir, const int *guest_fds, gboolean incoming,
-             const VmHandlers *handlers, gpointer user_data, GError **error);
+Vm *vm_start(const Config *config, const char *run_dir, const int *guest_fds, const GPtrArray *more,
+             gboolean incoming, const VmHandlers *handlers, gpointer user_data, GError **error);
 
 /** Watches a QEMU that outlived the colod that started it and connects to its QMP socket. */
 Vm *vm_adopt(const Config *config, const char *run_dir, gint64 pid, guint64 start_ticks,
@@ -92,10 +93,5 @@ void vm_set_watch(Vm *vm, unsigned period_ms, unsigned limit_ms);
 /* ---- pure parts, for tests ---- */
 
 /** QEMU's command line, NULL-terminated; free with g_strfreev(). */
-char **vm_command_line(const Config *config, const char *run_dir, gboolean incoming);
-
-/** Field 22 of a /proc/PID/stat text (start time in clock ticks), or 0 if it is malformed. */
-guint64 vm_parse_start_ticks(const char *stat);
-
-/** Whether process @pid exists and was started at @start_ticks. */
-gboolean vm_process_exists(gint64 pid, guint64 start_ticks);
+char **vm_command_line(const Config *config, const char *run_dir, const GPtrArray *more,
+                       gboolean incoming);

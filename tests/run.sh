@@ -177,8 +177,8 @@ stage_lab()
 # After the lab: qemu-io is that of its QEMU.
 stage_block()
 {
-    [[ -e build/dev/blockrep/nbdkit-colo-target-plugin.so ]] || build_preset dev || return 1
-    timeout 300 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q --durations=5 tests/block
+    [[ -e build/dev/blockrep/nbdkit-colo-forward-plugin.so && -e build/dev/tests/block/disk-tool ]] || build_preset dev || return 1
+    timeout 900 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q --durations=5 tests/block
 }
 
 stage_e2e()

@@ -17,6 +17,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     g_assert((config == NULL) == (error != NULL));
     if (config) {
         g_assert(config->n_nics <= CONFIG_MAX_NICS && config->extra_args && config->host);
+        g_assert(config->n_disks <= CONFIG_MAX_DISKS && config->disk_host);
         g_assert(config->heartbeat_limit_ms >= 3 * config->heartbeat_ms);
     } else {
         g_assert(g_str_has_prefix(error->message, "f:"));

@@ -88,7 +88,7 @@ class Lab:
         run(pki, "init", f"{self.dir}/ca")
         for host in self.hosts.values():
             host.make_dirs()
-            run(pki, "host", f"{self.dir}/ca", host.name, f"{host.dir}/pki")
+            run(pki, "host", f"{self.dir}/ca", f"{host.name}={topology.PEER_ADDRESS[host.name]}", f"{host.dir}/pki")
             with open(host.config, "w", encoding="utf-8") as file:
                 file.write(settings.config_text(host.name, f"{host.dir}/pki", f"{self.dir}/arbiter"))
 

@@ -22,6 +22,7 @@
     "tls-cert=/pki/a.pem\n"                                                                        \
     "tls-key=/pki/a.key\n"
 
+#define DISK0 "[disk0]\nimage=/srv/a.raw\n"
 #define NIC0 "[nic0]\nmac=52:54:00:00:00:01\nbridge=br0\n"
 
 static Config *
@@ -144,6 +145,59 @@ START_TEST(unit_interval_by_mode)
 }
 END_TEST
 
+START_TEST(unit_disks)
+{
+    g_autoptr(Config) config =
+        parse_more("[disk0]\nimage=/srv/a.raw\n"
+                   "[disk1]\nimage=/dev/vg/b\ndevice=scsi-hd\ncache=writeback\nport=9000\n"
+                   "overlay-limit-mib=2\nwindow-mib=5\nsync-rate-mib=4\noverlay-dir=/srv/o\n");
+
+    ck_assert_uint_eq(config->n_disks, 2);
+    ck_assert_str_eq(config->disks[0].name, "disk0");
+    ck_assert_str_eq(config->disks[0].image, "/srv/a.raw");
+    ck_assert_str_eq(config->disks[0].device, "virtio-blk-pci");
+    ck_assert_str_eq(config->disks[0].cache, "none");
+    ck_assert_uint_eq(config->disks[0].port, 7701);
+    ck_assert_uint_eq(config->disks[0].overlay_limit_mib, 1024);
+    ck_assert_uint_eq(config->disks[0].window_mib, 64);
+    ck_assert_uint_eq(config->disks[0].sync_rate_mib, 0);
+    ck_assert_ptr_null(config->disks[0].overlay_dir);
+    ck_assert_str_eq(config->disk_host, "2001:db8::2");
+    ck_assert_str_eq(config->disks[1].device, "scsi-hd");
+    ck_assert_str_eq(config->disks[1].cache, "writeback");
+    ck_assert_uint_eq(config->disks[1].port, 9000);
+    ck_assert_uint_eq(config->disks[1].overlay_limit_mib, 2);
+    ck_assert_uint_eq(config->disks[1].window_mib, 5);
+    ck_assert_uint_eq(config->disks[1].sync_rate_mib, 4);
+    ck_assert_str_eq(config->disks[1].overlay_dir, "/srv/o");
+
+    g_autoptr(Config) named = parse_more("disk-host=b.example.com\n");
+
+    ck_assert_str_eq(named->disk_host, "b.example.com");
+    ck_assert_uint_eq(named->n_disks, 0);
+}
+END_TEST
+
+START_TEST(err_disks_that_do_not_go_together)
+{
+    assert_more_refused("[disk0]\n", CONFIG_ERROR_VALUE, 14,
+                        "[disk0] image: is missing; add image=");
+    assert_more_refused("[disk8]\nimage=/a\n", CONFIG_ERROR_UNKNOWN, 14,
+                        "number the disks from disk0 to disk7");
+    assert_more_refused("[disk1]\nimage=/a\n", CONFIG_ERROR_VALUE, 14, "without gaps");
+    assert_more_refused("[disk0]\nimage=/a\n[disk1]\nimage=/a\n", CONFIG_ERROR_VALUE, 17,
+                        "[disk1] image: another disk");
+    assert_more_refused("[disk0]\nimage=/a\n[disk1]\nimage=/b\nport=7701\n", CONFIG_ERROR_VALUE, 18,
+                        "[disk1] port: 7701 is another disk's; give each its own");
+    assert_more_refused("[disk0]\nimage=/a\nport=7700\n", CONFIG_ERROR_VALUE, 16,
+                        "[disk0] port: 7700 is [peer] listen's");
+    assert_more_refused("[disk0]\nimage=/0\ndevice=ide-hd\n[disk1]\nimage=/1\ndevice=ide-hd\n"
+                        "[disk2]\nimage=/2\ndevice=ide-hd\n[disk3]\nimage=/3\ndevice=ide-hd\n"
+                        "[disk4]\nimage=/4\ndevice=ide-hd\n",
+                        CONFIG_ERROR_VALUE, 28, "four IDE disks at most; use virtio-blk-pci");
+}
+END_TEST
+
 START_TEST(unit_extra_args_and_kernel)
 {
     g_autofree char *text = g_strconcat(
@@ -179,8 +233,9 @@ START_TEST(unit_sample_loads_and_names_every_key)
     ck_assert_msg(config != NULL, "%s", error ? error->message : "");
     ck_assert(g_file_get_contents(SAMPLE_FILE, &text, NULL, NULL));
 
-    /* Without the # before keys it must load too: its examples are values one can use. */
-    g_autoptr(GRegex) commented = g_regex_new("^#([a-z-]+=)", G_REGEX_MULTILINE, 0, NULL);
+    /* Without the # before keys and groups it must load too: its examples are values one can use.
+     */
+    g_autoptr(GRegex) commented = g_regex_new("^#([a-z-]+=|\\[)", G_REGEX_MULTILINE, 0, NULL);
     g_autofree char *all = g_regex_replace(commented, text, -1, 0, "\\1", 0, NULL);
     g_autofree char *named = g_strdup(all);
     char *placeholder = strstr(named, "colo-NAME0");
@@ -294,7 +349,7 @@ START_TEST(err_unknown_names_suggest_the_nearest)
     assert_more_refused("heartbeat=5\n", CONFIG_ERROR_UNKNOWN, 14,
                         "[peer] heartbeat: unknown key; did you mean 'heartbeat-ms'?");
     assert_more_refused("[checkpiont]\n", CONFIG_ERROR_UNKNOWN, 14, "did you mean [checkpoint]?");
-    assert_more_refused("[qwertyuiop]\n", CONFIG_ERROR_UNKNOWN, 14, "use vm, nic0, network");
+    assert_more_refused("[qwertyuiop]\n", CONFIG_ERROR_UNKNOWN, 14, "use vm, nic0, disk0, network");
     assert_more_refused("[network]\ninterval-ms=5\n", CONFIG_ERROR_UNKNOWN, 15,
                         "move it to [checkpoint]");
     assert_more_refused("mac=5\n", CONFIG_ERROR_UNKNOWN, 14, "move it to [nic0]");
@@ -369,6 +424,11 @@ START_TEST(err_malformed_values)
         {"nic0", "bridge", "br%d", "no interface name"},
         {"nic0", "tap", "sixteen-letters-", "no interface name"},
         {"nic0", "port", "vhost", "use tap or stream"},
+        {"disk0", "image", "a.raw", "no absolute path"},
+        {"disk0", "device", "floppy", "use virtio-blk-pci or scsi-hd"},
+        {"disk0", "cache", "unsafe", "use none or writeback"},
+        {"disk0", "port", "0", "use 1 to 65535"},
+        {"peer", "disk-host", "a_b", "no host name"},
         {"network", "mode", "fast", "use buffered or lockstep"},
         {"network", "compare-timeout-ms", "9", "use 10 to 10000"},
         {"network", "other-frames", "none", "use size or full or pass"},
@@ -395,7 +455,7 @@ START_TEST(err_malformed_values)
         g_autoptr(GError) error = NULL;
         g_autofree char *where = g_strdup_printf("[%s] %s: ", rows[i].group, rows[i].key);
 
-        ck_assert(g_key_file_load_from_data(file, MINIMAL NIC0, (gsize)-1, 0, NULL));
+        ck_assert(g_key_file_load_from_data(file, MINIMAL NIC0 DISK0, (gsize)-1, 0, NULL));
         g_key_file_set_value(file, rows[i].group, rows[i].key, rows[i].value);
 
         g_autofree char *text = g_key_file_to_data(file, NULL, NULL);
@@ -512,11 +572,25 @@ START_TEST(unit_digest_covers_what_the_guest_sees)
     g_autofree char *model = digest(k1, "", NIC0 "model=e1000\n");
     g_autofree char *no_nic = digest(k1, "", "");
     g_autofree char *missing = digest("/nonexistent", "", "");
+    g_autofree char *no_disk = digest(k1, "", NIC0 "[disk0]\nimage=/nonexistent\n");
+    g_autofree char *disk1_text = g_strdup_printf(NIC0 "[disk0]\nimage=%s\n", k1);
+    g_autofree char *disk2_text = g_strdup_printf(NIC0 "[disk0]\nimage=%s\nport=9\n", other);
+    g_autofree char *scsi_text = g_strdup_printf("%sdevice=scsi-hd\n", disk1_text);
+    g_autofree char *larger_text = g_strdup_printf(NIC0 "[disk0]\nimage=%s\n", SAMPLE_FILE);
+    g_autofree char *disk1 = digest(k1, "", disk1_text);
+    g_autofree char *disk2 = digest(k1, "", disk2_text);
+    g_autofree char *scsi = digest(k1, "", scsi_text);
+    g_autofree char *larger = digest(k1, "", larger_text);
 
     ck_assert_str_ne(base, kernel);
     ck_assert_str_ne(base, model);
     ck_assert_str_ne(base, no_nic);
     ck_assert_ptr_null(missing);
+    ck_assert_ptr_null(no_disk);
+    ck_assert_str_ne(base, disk1);
+    ck_assert_str_eq(disk1, disk2); /* of the same size; path and port may differ */
+    ck_assert_str_ne(disk1, scsi);
+    ck_assert_str_ne(disk1, larger);
     g_unlink(k1);
     g_unlink(k2);
     g_unlink(other);
@@ -524,10 +598,11 @@ START_TEST(unit_digest_covers_what_the_guest_sees)
 }
 END_TEST
 
-CHECK_MAIN("config", unit_defaults, unit_values, unit_interval_by_mode, unit_extra_args_and_kernel,
-           unit_default_tap_keeps_the_number_when_cut, unit_sample_loads_and_names_every_key,
-           unit_every_key_has_a_default_that_is_valid, unit_every_key_is_in_the_man_page,
-           err_file_missing_too_large_or_a_folder, err_vm_name, err_not_a_key_file,
-           err_unknown_names_suggest_the_nearest, err_missing, err_numbers_out_of_range,
-           err_malformed_values, err_keys_that_do_not_go_together,
-           sec_bytes_that_would_reach_terminal_or_log, unit_digest_covers_what_the_guest_sees)
+CHECK_MAIN("config", unit_defaults, unit_values, unit_interval_by_mode, unit_disks,
+           unit_extra_args_and_kernel, unit_default_tap_keeps_the_number_when_cut,
+           unit_sample_loads_and_names_every_key, unit_every_key_has_a_default_that_is_valid,
+           unit_every_key_is_in_the_man_page, err_file_missing_too_large_or_a_folder, err_vm_name,
+           err_not_a_key_file, err_unknown_names_suggest_the_nearest, err_missing,
+           err_numbers_out_of_range, err_malformed_values, err_keys_that_do_not_go_together,
+           err_disks_that_do_not_go_together, sec_bytes_that_would_reach_terminal_or_log,
+           unit_digest_covers_what_the_guest_sees)

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "fd.h"
-#include "vm-process.h"
+#include "process.h"
 
 enum { DEADLINE_MS = 10000, PASSED_FD = 33 };
 
@@ -58,7 +58,7 @@ has_pair(char **argv, const char *option, const char *value)
 START_TEST(unit_command_line_says_what_the_configuration_says)
 {
     Config config = sample_config();
-    g_auto(GStrv) argv = vm_command_line(&config, "/run/colod/web", FALSE);
+    g_auto(GStrv) argv = vm_command_line(&config, "/run/colod/web", NULL, FALSE);
 
     ck_assert_str_eq(argv[0], "/usr/bin/qemu-system-x86_64");
     ck_assert(has_pair(argv, "-m", "128M"));
@@ -78,6 +78,23 @@ START_TEST(unit_command_line_says_what_the_configuration_says)
 }
 END_TEST
 
+START_TEST(unit_more_arguments_come_before_those_of_the_configuration)
+{
+    static char *extra[] = {(char *)"-rtc", (char *)"base=utc", NULL};
+    Config config = sample_config();
+    g_autoptr(GPtrArray) more = g_ptr_array_new();
+
+    config.extra_args = extra;
+    g_ptr_array_add(more, (gpointer) "-device");
+    g_ptr_array_add(more, (gpointer) "x,drive=disk0");
+
+    g_auto(GStrv) argv = vm_command_line(&config, "/run/colod/web", more, TRUE);
+
+    ck_assert(has_pair(argv, "-device", "x,drive=disk0"));
+    ck_assert(has_pair(argv, "x,drive=disk0", "-rtc"));
+}
+END_TEST
+
 START_TEST(unit_incoming_waits_for_the_stream)
 {
     static char *extra[] = {(char *)"-rtc", (char *)"base=utc", NULL};
@@ -85,7 +102,7 @@ START_TEST(unit_incoming_waits_for_the_stream)
 
     config.extra_args = extra;
 
-    g_auto(GStrv) argv = vm_command_line(&config, "/run/colod/web", TRUE);
+    g_auto(GStrv) argv = vm_command_line(&config, "/run/colod/web", NULL, TRUE);
 
     ck_assert(has_pair(argv, "-incoming", "defer"));
     ck_assert(has_pair(argv, "-rtc", "base=utc"));
@@ -98,18 +115,19 @@ END_TEST
 START_TEST(unit_start_ticks_are_field_22)
 {
     ck_assert_uint_eq(
-        vm_parse_start_ticks("7 (q) S 1 7 7 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 4711 99"), 4711);
+        process_parse_start_ticks("7 (q) S 1 7 7 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 4711 99"),
+        4711);
 }
 END_TEST
 
 START_TEST(sec_a_process_name_cannot_shift_the_fields)
 {
-    ck_assert_uint_eq(
-        vm_parse_start_ticks("7 (a) S 1) S 1 7 7 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 4711 99"),
-        4711);
-    ck_assert_uint_eq(vm_parse_start_ticks("7 (q"), 0);
-    ck_assert_uint_eq(vm_parse_start_ticks("7 (q) S 1"), 0);
-    ck_assert_uint_eq(vm_parse_start_ticks(""), 0);
+    ck_assert_uint_eq(process_parse_start_ticks(
+                          "7 (a) S 1) S 1 7 7 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 4711 99"),
+                      4711);
+    ck_assert_uint_eq(process_parse_start_ticks("7 (q"), 0);
+    ck_assert_uint_eq(process_parse_start_ticks("7 (q) S 1"), 0);
+    ck_assert_uint_eq(process_parse_start_ticks(""), 0);
 }
 END_TEST
 
@@ -147,14 +165,14 @@ wait_for_death(const Seen *seen)
     g_source_remove(timer);
 }
 
-static VmProcess *
+static Process *
 spawn(const char *script, const int *fd, Seen *seen)
 {
     const char *argv[] = {"sh", "-c", script, NULL};
     const int number = PASSED_FD;
     g_autoptr(GError) error = NULL;
-    VmProcess *process =
-        vm_process_spawn(argv, fd, &number, fd ? 1 : 0, "/dev/null", on_dead, seen, &error);
+    Process *process =
+        process_spawn(argv, NULL, fd, &number, fd ? 1 : 0, "/dev/null", on_dead, seen, &error);
 
     ck_assert_msg(process != NULL, "%s", error ? error->message : "");
     return process;
@@ -163,16 +181,16 @@ spawn(const char *script, const int *fd, Seen *seen)
 START_TEST(life_exit_status_and_signal_are_told)
 {
     Seen ended = {0}, killed = {0};
-    g_autoptr(VmProcess) a = spawn("exit 3", NULL, &ended);
-    g_autoptr(VmProcess) b = spawn("read x < /dev/zero", NULL, &killed);
+    g_autoptr(Process) a = spawn("exit 3", NULL, &ended);
+    g_autoptr(Process) b = spawn("read x < /dev/zero", NULL, &killed);
 
     wait_for_death(&ended);
     ck_assert_str_eq(ended.how, "exited with status 3");
-    vm_process_kill(b);
+    process_kill(b);
     wait_for_death(&killed);
     ck_assert(g_str_has_prefix(killed.how, "killed by signal 9"));
     /* A second time, on a process that is gone. */
-    vm_process_kill(b);
+    process_kill(b);
     g_free(ended.how);
     g_free(killed.how);
 }
@@ -182,26 +200,26 @@ START_TEST(life_a_process_is_found_again_with_its_descriptor)
 {
     Seen first = {0}, second = {0};
     auto_fd int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    VmProcess *process = spawn("read x < /dev/zero", &null_fd, &first);
-    const gint64 pid = vm_process_pid(process);
-    const guint64 ticks = vm_process_start_ticks(process);
+    Process *process = spawn("read x < /dev/zero", &null_fd, &first);
+    const gint64 pid = process_pid(process);
+    const guint64 ticks = process_start_ticks(process);
     g_autoptr(GError) error = NULL;
     struct stat ours, theirs;
 
-    ck_assert(vm_process_exists(pid, ticks));
-    ck_assert(!vm_process_exists(pid, ticks + 1));
-    vm_process_free(process); /* stops watching; the process lives on */
+    ck_assert(process_exists(pid, ticks));
+    ck_assert(!process_exists(pid, ticks + 1));
+    process_free(process); /* stops watching; the process lives on */
 
-    g_autoptr(VmProcess) again = vm_process_adopt(pid, ticks, on_dead, &second, &error);
+    g_autoptr(Process) again = process_adopt(pid, ticks, on_dead, &second, &error);
     ck_assert_msg(again != NULL, "%s", error ? error->message : "");
 
-    auto_fd int copy = vm_process_copy_fd(again, PASSED_FD);
+    auto_fd int copy = process_copy_fd(again, PASSED_FD);
     ck_assert_int_ge(copy, 0);
     ck_assert(fstat(copy, &theirs) == 0 && fstat(null_fd, &ours) == 0);
     ck_assert(ours.st_rdev == theirs.st_rdev);
-    ck_assert_int_eq(vm_process_copy_fd(again, PASSED_FD + 1), -EBADF);
+    ck_assert_int_eq(process_copy_fd(again, PASSED_FD + 1), -EBADF);
 
-    vm_process_kill(again);
+    process_kill(again);
     wait_for_death(&second);
     ck_assert_ptr_null(first.how);
     g_free(second.how);
@@ -213,8 +231,8 @@ START_TEST(sec_another_process_with_that_pid_is_not_adopted)
     Seen seen = {0};
     g_autoptr(GError) error = NULL;
 
-    ck_assert_ptr_null(vm_process_adopt(getpid(), 1, on_dead, &seen, &error));
-    ck_assert(g_error_matches(error, VM_ERROR, VM_ERROR_ADOPT));
+    ck_assert_ptr_null(process_adopt(getpid(), 1, on_dead, &seen, &error));
+    ck_assert(g_error_matches(error, PROCESS_ERROR, PROCESS_ERROR_ADOPT));
 }
 END_TEST
 
@@ -224,12 +242,14 @@ START_TEST(err_program_missing)
     g_autoptr(GError) error = NULL;
     Seen seen = {0};
 
-    ck_assert_ptr_null(vm_process_spawn(argv, NULL, NULL, 0, "/dev/null", on_dead, &seen, &error));
+    ck_assert_ptr_null(
+        process_spawn(argv, NULL, NULL, NULL, 0, "/dev/null", on_dead, &seen, &error));
     ck_assert_ptr_nonnull(error);
 }
 END_TEST
 
 CHECK_MAIN("vm", unit_command_line_says_what_the_configuration_says,
+           unit_more_arguments_come_before_those_of_the_configuration,
            unit_incoming_waits_for_the_stream, unit_start_ticks_are_field_22,
            sec_a_process_name_cannot_shift_the_fields, life_exit_status_and_signal_are_told,
            life_a_process_is_found_again_with_its_descriptor,

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* vm-process.c - a process that outlives us: spawn, find again, watch, end
+/* process.c - a process that outlives us: spawn, find again, watch, end
  *
  * Everything goes through a pidfd: it cannot come to mean another process, and it becomes readable
  * when the process ends, our child or not.
  */
-#include "vm-process.h"
+#include "process.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,22 +19,24 @@
 #include <glib-unix.h>
 
 #include "fd.h"
-#include "vm.h"
+#include "source.h"
+
+G_DEFINE_QUARK(colod - process - error - quark, process_error)
 
 enum { LOG_KEEP_BYTES = 4 * 1024 * 1024 };
 
-struct VmProcess {
+struct Process {
     pid_t pid;
     guint64 start_ticks;
     gboolean is_child;
     int pidfd;
     GSource *watch;
-    VmProcessDeadFunc dead;
+    ProcessDeadFunc dead;
     gpointer user_data;
 };
 
 guint64
-vm_parse_start_ticks(const char *stat)
+process_parse_start_ticks(const char *stat)
 {
     /* The command name (field 2) may hold spaces and parentheses: fields count from the last one.
      */
@@ -49,23 +51,23 @@ vm_parse_start_ticks(const char *stat)
     return g_strv_length(fields) > 20 ? g_ascii_strtoull(fields[20], NULL, 10) : 0;
 }
 
-static guint64
-read_start_ticks(gint64 pid)
+guint64
+process_read_start_ticks(gint64 pid)
 {
     g_autofree char *path = g_strdup_printf("/proc/%" G_GINT64_FORMAT "/stat", pid);
     g_autofree char *text = NULL;
 
-    return g_file_get_contents(path, &text, NULL, NULL) ? vm_parse_start_ticks(text) : 0;
+    return g_file_get_contents(path, &text, NULL, NULL) ? process_parse_start_ticks(text) : 0;
 }
 
 gboolean
-vm_process_exists(gint64 pid, guint64 start_ticks)
+process_exists(gint64 pid, guint64 start_ticks)
 {
-    return pid > 0 && start_ticks != 0 && read_start_ticks(pid) == start_ticks;
+    return pid > 0 && start_ticks != 0 && process_read_start_ticks(pid) == start_ticks;
 }
 
 static char *
-describe_end(const VmProcess *process)
+describe_end(const Process *process)
 {
     siginfo_t info = {0};
 
@@ -81,7 +83,7 @@ describe_end(const VmProcess *process)
 static gboolean
 on_pidfd(gint fd G_GNUC_UNUSED, GIOCondition condition G_GNUC_UNUSED, gpointer user_data)
 {
-    VmProcess *process = user_data;
+    Process *process = user_data;
     g_autofree char *how = describe_end(process);
 
     g_clear_pointer(&process->watch, g_source_unref);
@@ -89,19 +91,19 @@ on_pidfd(gint fd G_GNUC_UNUSED, GIOCondition condition G_GNUC_UNUSED, gpointer u
     return G_SOURCE_REMOVE;
 }
 
-static VmProcess *
-process_new(pid_t pid, guint64 start_ticks, gboolean is_child, VmProcessDeadFunc dead,
+static Process *
+process_new(pid_t pid, guint64 start_ticks, gboolean is_child, ProcessDeadFunc dead,
             gpointer user_data, GError **error)
 {
     auto_fd int pidfd = pidfd_open(pid, 0);
 
     if (pidfd < 0) {
-        g_set_error(error, VM_ERROR, VM_ERROR_ADOPT, "cannot open process %d: %s", pid,
+        g_set_error(error, PROCESS_ERROR, PROCESS_ERROR_ADOPT, "cannot open process %d: %s", pid,
                     g_strerror(errno));
         return NULL;
     }
 
-    VmProcess *process = g_new0(VmProcess, 1);
+    Process *process = g_new0(Process, 1);
 
     process->pid = pid;
     process->start_ticks = start_ticks;
@@ -118,7 +120,7 @@ process_new(pid_t pid, guint64 start_ticks, gboolean is_child, VmProcessDeadFunc
 static void
 in_child(gpointer user_data G_GNUC_UNUSED)
 {
-    /* A terminal's signals, and the end of our session, must not reach the VM. */
+    /* A terminal's signals, and the end of our session, must not reach it. */
     (void)setsid();
 }
 
@@ -133,78 +135,100 @@ open_log(const char *path)
     return fd;
 }
 
-VmProcess *
-vm_process_spawn(const char *const *argv, const int *fds, const int *numbers, gsize n_fds,
-                 const char *log_path, VmProcessDeadFunc dead, gpointer user_data, GError **error)
+Process *
+process_spawn(const char *const *argv, const char *const *envp, const int *fds, const int *numbers,
+              gsize n_fds, const char *log_path, ProcessDeadFunc dead, gpointer user_data,
+              GError **error)
 {
     auto_fd int log = open_log(log_path);
     GPid pid;
 
     if (log < 0) {
-        g_set_error(error, VM_ERROR, VM_ERROR_START, "%s: %s", log_path, g_strerror(errno));
+        g_set_error(error, PROCESS_ERROR, PROCESS_ERROR_START, "%s: %s", log_path,
+                    g_strerror(errno));
         return NULL;
     }
     if (!g_spawn_async_with_pipes_and_fds(
-            NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD | G_SPAWN_SEARCH_PATH, in_child, NULL, -1,
+            NULL, argv, envp, G_SPAWN_DO_NOT_REAP_CHILD | G_SPAWN_SEARCH_PATH, in_child, NULL, -1,
             log, log, fds, numbers, n_fds, &pid, NULL, NULL, NULL, error))
         return NULL;
-    return process_new(pid, read_start_ticks(pid), TRUE, dead, user_data, error);
+    return process_new(pid, process_read_start_ticks(pid), TRUE, dead, user_data, error);
 }
 
-VmProcess *
-vm_process_adopt(gint64 pid, guint64 start_ticks, VmProcessDeadFunc dead, gpointer user_data,
-                 GError **error)
+Process *
+process_adopt(gint64 pid, guint64 start_ticks, ProcessDeadFunc dead, gpointer user_data,
+              GError **error)
 {
-    g_autoptr(VmProcess) process =
+    g_autoptr(Process) process =
         process_new((pid_t)pid, start_ticks, FALSE, dead, user_data, error);
 
     if (process == NULL)
         return NULL;
     /* After pidfd_open(): from here on the pid cannot change its meaning. */
-    if (!vm_process_exists(pid, start_ticks)) {
-        g_set_error(error, VM_ERROR, VM_ERROR_ADOPT,
-                    "process %" G_GINT64_FORMAT " is not the QEMU that was started", pid);
+    if (!process_exists(pid, start_ticks)) {
+        g_set_error(error, PROCESS_ERROR, PROCESS_ERROR_ADOPT,
+                    "process %" G_GINT64_FORMAT " is not the one that was started", pid);
         return NULL;
     }
     return g_steal_pointer(&process);
 }
 
 void
-vm_process_free(VmProcess *process)
+process_free(Process *process)
 {
     if (process == NULL)
         return;
-    if (process->watch != NULL) {
-        g_source_destroy(process->watch);
-        g_source_unref(process->watch);
-    }
+    source_clear(&process->watch);
     fd_clear(&process->pidfd);
     g_free(process);
 }
 
 gint64
-vm_process_pid(const VmProcess *process)
+process_pid(const Process *process)
 {
     return process->pid;
 }
 
 guint64
-vm_process_start_ticks(const VmProcess *process)
+process_start_ticks(const Process *process)
 {
     return process->start_ticks;
 }
 
 void
-vm_process_kill(VmProcess *process)
+process_kill(Process *process)
 {
     /* ESRCH: it has just ended, and `dead` is on its way. */
     (void)pidfd_send_signal(process->pidfd, SIGKILL, NULL, 0);
 }
 
 int
-vm_process_copy_fd(VmProcess *process, int number)
+process_copy_fd(Process *process, int number)
 {
     int fd = pidfd_getfd(process->pidfd, number, 0);
 
     return fd < 0 ? -errno : fd;
+}
+
+char **
+process_in_scope(char **argv, const char *description)
+{
+    /* As sd_booted(3) finds out. systemd-run --scope executes the command in its own process. */
+    if (!g_file_test("/run/systemd/system", G_FILE_TEST_IS_DIR))
+        return argv;
+
+    GPtrArray *wrapped = g_ptr_array_new();
+
+    g_ptr_array_add(wrapped, g_strdup("systemd-run"));
+    g_ptr_array_add(wrapped, g_strdup("--scope"));
+    g_ptr_array_add(wrapped, g_strdup("--quiet"));
+    g_ptr_array_add(wrapped, g_strdup("--collect"));
+    g_ptr_array_add(wrapped, g_strdup("--slice=machine.slice"));
+    g_ptr_array_add(wrapped, g_strdup_printf("--description=%s", description));
+    g_ptr_array_add(wrapped, g_strdup("--"));
+    for (char **arg = argv; *arg != NULL; arg++)
+        g_ptr_array_add(wrapped, *arg);
+    g_ptr_array_add(wrapped, NULL);
+    g_free(argv);
+    return (char **)g_ptr_array_free(wrapped, FALSE);
 }

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* disk-graph.c - a disk's nodes and device in QEMU; the move to the local image
+ *
+ * NAME (quorum) has two children on both hosts and for ever: NAME-local, a raw node whose file is
+ * the image (NAME-file) or the target's export (NAME-target), and NAME-mirror, the forwarder. The
+ * move exchanges what NAME-local stands on by one blockdev-reopen: QEMU lets the requests under way
+ * come to their end, holds new ones back, and no device or quorum child changes.
+ *
+ * No `yank` before it: both NBD nodes are UNIX sockets to processes of ours. One that does not
+ * answer is killed (disk-process.c), and QEMU sends its requests again to the next; `yank` would
+ * fail them to the guest instead, and does not end the wait for a reconnect either.
+ */
+#include "disk-private.h"
+
+#include <string.h>
+
+static json_object *
+node(const Disk *disk, const char *driver, const char *suffix)
+{
+    json_object *object = json_object_new_object();
+    g_autofree char *name = g_strconcat(disk->config.name, suffix, NULL);
+
+    json_object_object_add(object, "driver", json_object_new_string(driver));
+    json_object_object_add(object, "node-name", json_object_new_string(name));
+    return object;
+}
+
+static void
+add_string(json_object *object, const char *key, const char *value)
+{
+    json_object_object_add(object, key, json_object_new_string(value));
+}
+
+static void
+add_name(json_object *object, const char *key, const Disk *disk, const char *suffix)
+{
+    g_autofree char *name = g_strconcat(disk->config.name, suffix, NULL);
+
+    add_string(object, key, name);
+}
+
+static void
+add_cache(json_object *object, const Disk *disk)
+{
+    json_object *cache = json_object_new_object();
+
+    json_object_object_add(cache, "direct",
+                           json_object_new_boolean(g_str_equal(disk->config.cache, "none")));
+    json_object_object_add(object, "cache", cache);
+}
+
+/* QEMU must not guess whether it is a device. */
+static bool
+is_block_device(const Disk *disk)
+{
+    return g_file_test(disk->config.image, G_FILE_TEST_EXISTS) &&
+           !g_file_test(disk->config.image, G_FILE_TEST_IS_REGULAR);
+}
+
+static json_object *
+file_node(const Disk *disk)
+{
+    json_object *object = node(disk, is_block_device(disk) ? "host_device" : "file", "-file");
+
+    add_string(object, "filename", disk->config.image);
+    add_string(object, "aio", g_str_equal(disk->config.cache, "none") ? "native" : "threads");
+    add_string(object, "discard", "unmap");
+    add_cache(object, disk);
+    return object;
+}
+
+static json_object *
+nbd_node(const Disk *disk, PluginKind kind, const char *suffix, const char *export)
+{
+    json_object *object = node(disk, "nbd", suffix);
+    json_object *server = json_object_new_object();
+    g_autofree char *path = disk_socket_path(disk, kind);
+
+    add_string(server, "type", "unix");
+    add_string(server, "path", path);
+    json_object_object_add(object, "server", server);
+    add_string(object, "export", export);
+    json_object_object_add(object, "reconnect-delay", json_object_new_int(RECONNECT_DELAY_S));
+    add_string(object, "discard", "unmap");
+    return object;
+}
+
+static json_object *
+local_node(const Disk *disk, const char *file_suffix)
+{
+    json_object *object = node(disk, "raw", "-local");
+
+    add_name(object, "file", disk, file_suffix);
+    add_string(object, "discard", "unmap");
+    add_string(object, "detect-zeroes", "off");
+    if (g_str_equal(file_suffix, "-file"))
+        add_cache(object, disk);
+    return object;
+}
+
+static json_object *
+quorum_node(const Disk *disk)
+{
+    json_object *object = node(disk, "quorum", "");
+    json_object *children = json_object_new_array();
+    g_autofree char *local = g_strconcat(disk->config.name, "-local", NULL);
+    g_autofree char *mirror = g_strconcat(disk->config.name, "-mirror", NULL);
+
+    json_object_object_add(object, "vote-threshold", json_object_new_int(2));
+    add_string(object, "read-pattern", "fifo");
+    json_object_array_add(children, json_object_new_string(local));
+    json_object_array_add(children, json_object_new_string(mirror));
+    json_object_object_add(object, "children", children);
+    add_string(object, "discard", "unmap");
+    return object;
+}
+
+static void
+add_argument(GPtrArray *argv, const char *option, char *value)
+{
+    g_ptr_array_add(argv, g_strdup(option));
+    g_ptr_array_add(argv, value);
+}
+
+static void
+add_node(GPtrArray *argv, json_object *object)
+{
+    add_argument(argv, "-blockdev",
+                 g_strdup(json_object_to_json_string_ext(
+                     object, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE)));
+    json_object_put(object);
+}
+
+/* The same on both hosts and in both roles: the guest must not see a difference. An error goes to
+ * the guest (QEMU's default is to stop the VM when there is no space, which would end COLO); nvme
+ * knows nothing else. */
+static void
+add_device(const Disk *disk, GPtrArray *argv)
+{
+    const DiskConfig *config = &disk->config;
+    const bool scsi = g_str_equal(config->device, "scsi-hd");
+
+    if (scsi)
+        add_argument(argv, "-device", g_strdup_printf("virtio-scsi-pci,id=scsi-%s", config->name));
+
+    const char *errors = g_str_equal(config->device, "nvme") ? "" : ",werror=report,rerror=report";
+    g_autofree char *bus = scsi ? g_strdup_printf(",bus=scsi-%s.0", config->name) : g_strdup("");
+
+    add_argument(argv, "-device",
+                 g_strdup_printf("%s,id=dev-%s,drive=%s,serial=%s%s%s", config->device,
+                                 config->name, config->name, config->name, errors, bus));
+}
+
+void
+disk_add_arguments(const Disk *disk, DiskRole role, GPtrArray *argv)
+{
+    switch (role) {
+    case DISK_PRIMARY:
+        add_node(argv, file_node(disk));
+        add_node(argv, local_node(disk, "-file"));
+        break;
+    case DISK_SECONDARY:
+        add_node(argv, nbd_node(disk, PLUGIN_TARGET, "-target", "active"));
+        add_node(argv, local_node(disk, "-target"));
+        break;
+    }
+    add_node(argv, nbd_node(disk, PLUGIN_FORWARDER, "-mirror", ""));
+    add_node(argv, quorum_node(disk));
+    add_device(disk, argv);
+}
+
+/* --- The move --- */
+
+/* A move may be tried again: what had been done before is an error to QEMU, and none to us. What
+ * tells is the reopen. */
+static void
+move_delete(Op *op)
+{
+    json_object *arguments = json_object_new_object();
+
+    add_name(arguments, "node-name", op->disk, "-target");
+    op->ignore_error = true;
+    disk_op_ask_qemu(op, "blockdev-del", arguments, op->after_move);
+}
+
+static void
+move_reopen(Op *op)
+{
+    json_object *arguments = json_object_new_object();
+    json_object *options = json_object_new_array();
+
+    json_object_array_add(options, local_node(op->disk, "-file"));
+    json_object_object_add(arguments, "options", options);
+    op->ignore_error = false;
+    disk_op_ask_qemu(op, "blockdev-reopen", arguments, move_delete);
+}
+
+void
+disk_graph_move(Op *op, OpFunc next)
+{
+    op->after_move = next;
+    op->ignore_error = true;
+    disk_op_ask_qemu(op, "blockdev-add", file_node(op->disk), move_reopen);
+}

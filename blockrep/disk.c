@@ -1,0 +1,981 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* disk.c - one disk of this host's VM: operations on its two nbdkits and on QEMU's nodes
+ *
+ * Theory of operation
+ *
+ * An operation (Op) is a chain of functions: each asks a plugin or QEMU something and names the one
+ * that goes on with the answer (`next`), or waits for a state of the plugins (`poll`, called at
+ * each change). It has one deadline. Its end is told from the loop, once. Operations do not wait
+ * for each other: `alone` must not stand behind a `barrier` whose peer is gone.
+ *
+ * A plugin's death is noticed by its pidfd. colod keeps the listening sockets, so QEMU's reconnect
+ * succeeds at once and waits in the backlog for the next process, instead of trying again after 1,
+ * 2, 4 seconds. The forwarder is always started anew; the target only once it serves the truth
+ * (after `failover`): before that SVM is worth nothing without it, and the host that has the truth
+ * goes on.
+ */
+#include "disk-private.h"
+
+#include "clock.h"
+#include "fd.h"
+#include "source.h"
+
+#include <string.h>
+
+G_DEFINE_QUARK(colod - disk - error - quark, disk_error)
+
+enum {
+    START_MS = 15000, /* nbdkit's start on a loaded host; a commit's record is read */
+    END_MS = 3000,    /* after `quit`: the plugin cuts its clients off after one second */
+    RESTART_FIRST_MS = 50,
+    RESTART_LAST_MS = 5000,
+    LIVED_LONG_S = 60,
+};
+
+/* What a plugin's death means to the pair. */
+static const char *const death_faults[] = {
+    [PLUGIN_FORWARDER] = "forwarding",
+    [PLUGIN_TARGET] = "secondary-disk",
+};
+
+static void on_change(Disk *disk);
+
+/* --- Operations --- */
+
+Op *
+disk_op_ref(Op *op)
+{
+    g_ref_count_inc(&op->refs);
+    return op;
+}
+
+void
+disk_op_unref(gpointer data)
+{
+    Op *op = data;
+
+    if (!g_ref_count_dec(&op->refs))
+        return;
+    g_clear_error(&op->error);
+    g_clear_pointer(&op->qmp, qmp_client_unref);
+    g_free(op);
+}
+
+static gboolean
+on_tell(gpointer user_data)
+{
+    Op *op = user_data;
+    Disk *disk = op->disk;
+
+    source_clear(&op->timer);
+    g_queue_remove(&disk->ops, op);
+    op->disk = NULL;
+    if (op->done)
+        op->done(disk, op->error, op->user_data);
+    disk_op_unref(op);
+    return G_SOURCE_REMOVE;
+}
+
+static void
+set_timer(Op *op, unsigned ms, GSourceFunc func)
+{
+    source_clear(&op->timer);
+    op->timer = g_timeout_source_new(ms);
+    g_source_set_callback(op->timer, func, op, NULL);
+    g_source_attach(op->timer, op->disk->context);
+}
+
+void
+disk_op_finish(Op *op, GError *error)
+{
+    if (op->finished) {
+        g_clear_error(&error);
+        return;
+    }
+    op->finished = true;
+    op->error = error;
+    op->on = NULL;
+    op->next = op->poll = NULL;
+    set_timer(op, 0, on_tell);
+}
+
+static gboolean
+on_deadline(gpointer user_data)
+{
+    Op *op = user_data;
+
+    disk_op_finish(op, g_error_new(DISK_ERROR, DISK_ERROR_TIMEOUT, "%s: not done in time",
+                                   op->disk->config.name));
+    return G_SOURCE_REMOVE;
+}
+
+void
+disk_op_arm(Op *op, unsigned ms)
+{
+    if (!op->finished)
+        set_timer(op, ms, on_deadline);
+}
+
+Op *
+disk_op_new(Disk *disk, DiskDoneFunc done, gpointer user_data)
+{
+    Op *op = g_new0(Op, 1);
+
+    g_ref_count_init(&op->refs);
+    op->disk = disk;
+    op->done = done;
+    op->user_data = user_data;
+    g_queue_push_tail(&disk->ops, op);
+    disk_op_arm(op, disk->config.timeout_ms);
+    return op;
+}
+
+static void
+go_on(Op *op)
+{
+    OpFunc next = op->next;
+
+    op->next = NULL;
+    op->on = NULL;
+    if (next)
+        next(op);
+    else
+        disk_op_finish(op, NULL);
+}
+
+static void
+on_reply(json_object *value G_GNUC_UNUSED, const GError *error, gpointer user_data)
+{
+    Op *op = user_data;
+
+    if (!op->disk || op->finished)
+        return;
+    if (error)
+        disk_op_finish(op, g_error_new(DISK_ERROR, error->code, "%s: %s", op->disk->config.name,
+                                       error->message));
+    else
+        go_on(op);
+}
+
+static GError *
+no_process(const Disk *disk, PluginKind kind)
+{
+    return g_error_new(DISK_ERROR, DISK_ERROR_PROCESS, "%s: the %s does not run", disk->config.name,
+                       kind == PLUGIN_FORWARDER ? "forwarder" : "target");
+}
+
+void
+disk_op_ask(Op *op, PluginKind kind, const char *command, json_object *arguments, OpFunc next)
+{
+    Plugin *plugin = &op->disk->plugins[kind];
+
+    if (!plugin->ready || plugin->ending) {
+        json_object_put(arguments);
+        disk_op_finish(op, no_process(op->disk, kind));
+        return;
+    }
+    op->poll = NULL;
+    op->next = next;
+    op->on = plugin;
+    disk_process_send(plugin->process, command, arguments, op->urgency, op->disk->config.timeout_ms,
+                      on_reply, disk_op_ref(op), disk_op_unref);
+}
+
+void
+disk_op_poll(Op *op, OpFunc poll)
+{
+    if (op->finished)
+        return;
+    op->poll = poll;
+    poll(op);
+}
+
+static void
+on_qemu_reply(json_object *value G_GNUC_UNUSED, const GError *error, gpointer user_data)
+{
+    Op *op = user_data;
+
+    if (!op->disk || op->finished)
+        return;
+    if (error && !op->ignore_error)
+        disk_op_finish(op, g_error_new(DISK_ERROR, DISK_ERROR_QMP, "%s: QEMU: %s",
+                                       op->disk->config.name, error->message));
+    else
+        go_on(op);
+}
+
+void
+disk_op_ask_qemu(Op *op, const char *command, json_object *arguments, OpFunc next)
+{
+    op->next = next;
+    qmp_client_send(op->qmp, command, arguments, op->disk->config.timeout_ms, on_qemu_reply,
+                    disk_op_ref(op), disk_op_unref);
+    json_object_put(arguments);
+}
+
+/* Lets all operations that wait for a state look at it. */
+static void
+on_change(Disk *disk)
+{
+    g_autoptr(GPtrArray) ops = g_ptr_array_new_with_free_func(disk_op_unref);
+
+    for (GList *at = disk->ops.head; at; at = at->next)
+        g_ptr_array_add(ops, disk_op_ref(at->data));
+    for (guint i = 0; i < ops->len; i++) {
+        Op *op = ops->pdata[i];
+
+        if (op->poll)
+            op->poll(op); /* never tells: that is the loop's */
+    }
+}
+
+/* --- What plugins say --- */
+
+static const char *
+get_string(json_object *object, const char *key)
+{
+    json_object *value = NULL;
+
+    return json_object_object_get_ex(object, key, &value) &&
+                   json_object_is_type(value, json_type_string)
+               ? json_object_get_string(value)
+               : NULL;
+}
+
+static bool
+get_bool(json_object *object, const char *key)
+{
+    json_object *value = NULL;
+
+    return json_object_object_get_ex(object, key, &value) && json_object_get_boolean(value);
+}
+
+static int64_t
+get_number(json_object *object, const char *key)
+{
+    json_object *value = NULL;
+
+    return json_object_object_get_ex(object, key, &value) ? json_object_get_int64(value) : 0;
+}
+
+static const char *
+commit_phase(json_object *status)
+{
+    json_object *commit = NULL;
+    const char *phase = NULL;
+
+    if (json_object_object_get_ex(status, "commit", &commit))
+        phase = get_string(commit, "phase");
+    return phase ? phase : "none";
+}
+
+/* The fault that a status tells, or NULL. @ret_text: what is known of it, the caller's. */
+static const char *
+fault_in(const Plugin *plugin, char **ret_text)
+{
+    json_object *commit = NULL;
+    const char *name =
+        get_string(plugin->status, plugin->kind == PLUGIN_TARGET ? "stale" : "fault");
+    const char *text = get_string(plugin->status, "fault_text");
+
+    if (name && !g_str_equal(name, "none")) {
+        *ret_text = g_strdup(text ? text : name);
+        return name;
+    }
+    if (plugin->kind != PLUGIN_TARGET || !g_str_equal(commit_phase(plugin->status), "failed"))
+        return NULL;
+    (void)json_object_object_get_ex(plugin->status, "commit", &commit);
+    *ret_text = g_strdup(get_string(commit, "failure"));
+    return "failover-commit";
+}
+
+static void
+tell_fault(Plugin *plugin)
+{
+    Disk *disk = plugin->disk;
+    g_autofree char *text = NULL;
+    const char *name = fault_in(plugin, &text);
+
+    if (g_strcmp0(name, plugin->fault) == 0)
+        return;
+    g_free(plugin->fault);
+    plugin->fault = g_strdup(name);
+    if (name && disk->handlers->fault) {
+        g_autofree char *message = g_strdup_printf("%s: %s", disk->config.name, text);
+
+        disk->handlers->fault(disk, plugin->fault, message, disk->user_data);
+    }
+}
+
+static void
+judge_target(Disk *disk, json_object *status)
+{
+    const bool high_water = get_bool(status, "high_water");
+
+    if (high_water && !disk->high_water_told && disk->handlers->high_water)
+        disk->handlers->high_water(disk, disk->user_data);
+    disk->high_water_told = high_water;
+    if (disk->failed_over && !disk->committed_told && g_str_equal(commit_phase(status), "done")) {
+        disk->committed_told = true;
+        if (disk->handlers->committed)
+            disk->handlers->committed(disk, disk->user_data);
+    }
+}
+
+static void
+judge_forwarder(Disk *disk, json_object *status)
+{
+    if (disk->wants_synced && get_bool(status, "synced")) {
+        disk->wants_synced = false;
+        if (disk->handlers->synced)
+            disk->handlers->synced(disk, disk->user_data);
+    }
+}
+
+static void
+on_status(DiskProcess *process G_GNUC_UNUSED, json_object *status, gpointer user_data)
+{
+    Plugin *plugin = user_data;
+    Disk *disk = plugin->disk;
+
+    json_object_put(plugin->status);
+    plugin->status = json_object_get(status);
+    tell_fault(plugin);
+    if (plugin->kind == PLUGIN_TARGET)
+        judge_target(disk, status);
+    else
+        judge_forwarder(disk, status);
+    on_change(disk);
+}
+
+/* --- Processes --- */
+
+static bool start_plugin(Plugin *plugin, GError **error);
+
+void
+disk_end_plugin(Plugin *plugin)
+{
+    source_clear(&plugin->restart);
+    if (!plugin->process || plugin->ending)
+        return;
+    plugin->ending = true;
+    disk_process_end(plugin->process, END_MS);
+}
+
+static void
+close_sockets(Plugin *plugin)
+{
+    for (unsigned i = 0; i < DISK_PROCESS_MAX_FDS; i++)
+        fd_clear(&plugin->fds[i]);
+}
+
+static void
+clear_process(Plugin *plugin)
+{
+    g_clear_pointer(&plugin->process, disk_process_free);
+    g_clear_pointer(&plugin->status, json_object_put);
+    plugin->ready = plugin->ending = false;
+}
+
+static gboolean
+on_restart(gpointer user_data)
+{
+    Plugin *plugin = user_data;
+    g_autoptr(GError) error = NULL;
+
+    source_clear(&plugin->restart);
+    if (!start_plugin(plugin, &error) && plugin->disk->handlers->fault)
+        plugin->disk->handlers->fault(plugin->disk, death_faults[plugin->kind], error->message,
+                                      plugin->disk->user_data);
+    return G_SOURCE_REMOVE;
+}
+
+static void
+restart_soon(Plugin *plugin)
+{
+    unsigned ms = RESTART_FIRST_MS;
+
+    if (clock_now_ns() - plugin->started_ns > LIVED_LONG_S * NS_PER_S)
+        plugin->restarts = 0;
+    for (unsigned i = 0; i < plugin->restarts && ms < RESTART_LAST_MS; i++)
+        ms *= 2;
+    plugin->restarts++;
+    plugin->restart = g_timeout_source_new(MIN(ms, (unsigned)RESTART_LAST_MS));
+    g_source_set_callback(plugin->restart, on_restart, plugin, NULL);
+    g_source_attach(plugin->restart, plugin->disk->context);
+}
+
+static void
+fail_ops_on(const Plugin *plugin, const char *text)
+{
+    for (GList *at = plugin->disk->ops.head; at; at = at->next) {
+        Op *op = at->data;
+
+        if (op->on == plugin)
+            disk_op_finish(op, g_error_new_literal(DISK_ERROR, DISK_ERROR_PROCESS, text));
+    }
+}
+
+static void
+on_dead(DiskProcess *process G_GNUC_UNUSED, const char *how, gpointer user_data)
+{
+    Plugin *plugin = user_data;
+    Disk *disk = plugin->disk;
+    const bool unexpected = !plugin->ending;
+    g_autofree char *words = unexpected ? disk_last_words(disk, plugin->kind) : g_strdup("");
+    g_autofree char *text =
+        g_strdup_printf("%s: the %s is gone: %s%s", disk->config.name,
+                        plugin->kind == PLUGIN_FORWARDER ? "forwarder" : "target", how, words);
+
+    clear_process(plugin);
+    fail_ops_on(plugin, text);
+    if (unexpected && disk->running) {
+        if (plugin->kind == PLUGIN_FORWARDER || disk->failed_over)
+            restart_soon(plugin);
+        else
+            close_sockets(plugin); /* SVM's requests fail now, not after the reconnect delay */
+        if (disk->handlers->fault)
+            disk->handlers->fault(disk, death_faults[plugin->kind], text, disk->user_data);
+    } else {
+        close_sockets(plugin);
+    }
+    on_change(disk);
+}
+
+static void
+on_ready(DiskProcess *process, json_object *status, gpointer user_data)
+{
+    Plugin *plugin = user_data;
+
+    plugin->ready = true;
+    if (plugin->ending)
+        disk_process_end(plugin->process, END_MS);
+    on_status(process, status, plugin);
+}
+
+static const DiskProcessHandlers process_handlers = {
+    .ready = on_ready, .status = on_status, .dead = on_dead};
+
+static bool
+start_plugin(Plugin *plugin, GError **error)
+{
+    const Disk *disk = plugin->disk;
+    g_auto(GStrv) argv = disk_plugin_command(disk, plugin->kind);
+    g_autofree char *control_path = disk_control_path(disk, plugin->kind);
+    g_autofree char *log_path = disk_log_path(disk, plugin->kind);
+    g_autofree char *description = g_strdup_printf("colod %s", control_path);
+
+    if (!disk_plugin_prepare(plugin, error))
+        return false;
+
+    DiskProcessSpec spec = {
+        .argv = (const char *const *)argv,
+        .control_path = control_path,
+        .log_path = log_path,
+        .description = description,
+        .fds = {plugin->fds[0], plugin->fds[1]},
+        .n_fds = plugin->fds[1] >= 0 ? 2 : 1,
+    };
+
+    plugin->started_ns = clock_now_ns();
+    plugin->process = disk_process_start(&spec, START_MS, disk->config.timeout_ms,
+                                         &process_handlers, plugin, error);
+    if (!plugin->process)
+        close_sockets(plugin);
+    return plugin->process != NULL;
+}
+
+/* As a step of @op, which then polls with @poll. */
+static void
+start_for(Op *op, PluginKind kind, OpFunc poll)
+{
+    GError *error = NULL;
+
+    disk_op_arm(op, START_MS + op->disk->config.timeout_ms);
+    if (start_plugin(&op->disk->plugins[kind], &error)) {
+        op->on = &op->disk->plugins[kind];
+        disk_op_poll(op, poll);
+    } else {
+        disk_op_finish(op, error);
+    }
+}
+
+/* --- Ending --- */
+
+static bool
+has_process(const Disk *disk)
+{
+    return disk->plugins[PLUGIN_FORWARDER].process || disk->plugins[PLUGIN_TARGET].process;
+}
+
+/* Both, also those that an earlier life of colod has left. */
+static void
+end_all(Disk *disk)
+{
+    disk->running = disk->failed_over = disk->committed_told = disk->wants_synced = false;
+    disk->alone_generation = 0;
+    for (int i = 0; i < PLUGIN_COUNT; i++) {
+        Plugin *plugin = &disk->plugins[i];
+        g_autofree char *path = disk_control_path(disk, plugin->kind);
+
+        disk_end_plugin(plugin);
+        if (plugin->process)
+            continue;
+        close_sockets(plugin);
+        plugin->ending = true;
+        plugin->process =
+            disk_process_find(path, disk->config.timeout_ms, &process_handlers, plugin);
+    }
+}
+
+static void
+stop_wait(Op *op)
+{
+    if (!has_process(op->disk))
+        disk_op_finish(op, NULL);
+}
+
+void
+disk_stop(Disk *disk, DiskDoneFunc done, gpointer user_data)
+{
+    Op *op = disk_op_new(disk, done, user_data);
+
+    disk_op_arm(op, disk->config.timeout_ms + END_MS);
+    end_all(disk);
+    disk_op_poll(op, stop_wait);
+}
+
+/* --- Starting --- */
+
+static json_object *
+with_generation(uint64_t generation)
+{
+    json_object *arguments = json_object_new_object();
+
+    json_object_object_add(arguments, "generation", json_object_new_int64((int64_t)generation));
+    return arguments;
+}
+
+static json_object *
+with_epoch(uint64_t epoch)
+{
+    json_object *arguments = json_object_new_object();
+
+    json_object_object_add(arguments, "epoch", json_object_new_int64((int64_t)epoch));
+    return arguments;
+}
+
+static void
+started(Op *op)
+{
+    op->disk->running = true;
+    if (op->role == DISK_PRIMARY)
+        op->disk->alone_generation = op->generation;
+    disk_op_finish(op, NULL);
+}
+
+static void
+start_alone(Op *op)
+{
+    if (!op->disk->plugins[PLUGIN_FORWARDER].ready)
+        return;
+
+    json_object *arguments = with_generation(op->generation);
+
+    if (op->first)
+        json_object_object_add(arguments, "first", json_object_new_boolean(TRUE));
+    disk_op_ask(op, PLUGIN_FORWARDER, "alone", arguments, started);
+}
+
+static void
+start_idle(Op *op)
+{
+    if (op->disk->plugins[PLUGIN_FORWARDER].ready)
+        started(op);
+}
+
+static void
+start_forwarder(Op *op)
+{
+    start_for(op, PLUGIN_FORWARDER, op->role == DISK_PRIMARY ? start_alone : start_idle);
+}
+
+static void
+start_sync(Op *op)
+{
+    if (op->disk->plugins[PLUGIN_TARGET].ready)
+        disk_op_ask(op, PLUGIN_TARGET, "sync", with_generation(op->generation), start_forwarder);
+}
+
+static void
+start_committed_wait(Op *op)
+{
+    if (!op->disk->plugins[PLUGIN_TARGET].process)
+        start_forwarder(op);
+}
+
+/* A commit that an earlier life has begun is the target's to finish. */
+static void
+start_commit(Op *op)
+{
+    Plugin *target = &op->disk->plugins[PLUGIN_TARGET];
+    const char *phase = target->ready ? commit_phase(target->status) : "none";
+
+    if (!target->ready)
+        return;
+    disk_op_arm(op, START_MS + op->disk->config.timeout_ms); /* as long as it gets on */
+    if (g_str_equal(phase, "failed")) {
+        disk_op_finish(op, g_error_new(DISK_ERROR, DISK_ERROR_FAILED,
+                                       "failover-commit: %s: the commit of an earlier failover "
+                                       "cannot be finished",
+                                       op->disk->config.name));
+    } else if (g_str_equal(phase, "done")) {
+        op->on = NULL;
+        disk_end_plugin(target);
+        disk_op_poll(op, start_committed_wait);
+    }
+}
+
+static void
+start_anew(Op *op)
+{
+    DiskStanding standing;
+
+    if (has_process(op->disk))
+        return;
+    disk_standing(op->disk, &standing);
+    if (!standing.exists)
+        disk_op_finish(op, g_error_new_literal(DISK_ERROR, DISK_ERROR_REFUSED, standing.reason));
+    else if (op->role == DISK_SECONDARY)
+        start_for(op, PLUGIN_TARGET, start_sync);
+    else if (standing.committing)
+        start_for(op, PLUGIN_TARGET, start_commit);
+    else
+        start_forwarder(op);
+    disk_standing_clear(&standing);
+}
+
+void
+disk_start(Disk *disk, DiskRole role, uint64_t generation, gboolean first, DiskDoneFunc done,
+           gpointer user_data)
+{
+    Op *op = disk_op_new(disk, done, user_data);
+
+    op->role = role;
+    op->generation = generation;
+    op->first = first;
+    disk_op_arm(op, disk->config.timeout_ms + END_MS);
+    end_all(disk);
+    disk_op_poll(op, start_anew);
+}
+
+/* --- Finding again --- */
+
+static void
+take_sockets(Plugin *plugin)
+{
+    for (unsigned i = 0; i < DISK_PROCESS_MAX_FDS; i++) {
+        if (plugin->fds[i] < 0 && (i == 0 || plugin->kind == PLUGIN_TARGET))
+            plugin->fds[i] = MAX(disk_process_copy_fd(plugin->process, i), -1);
+    }
+}
+
+/* Who writes, by what is there: a target that is not committed yet is a secondary's, and so is a
+ * disk that is not up to date. */
+static void
+adopted(Op *op)
+{
+    Disk *disk = op->disk;
+    const Plugin *target = &disk->plugins[PLUGIN_TARGET];
+    const char *mode = target->ready ? get_string(target->status, "mode") : NULL;
+
+    disk->running = true;
+    disk->failed_over = g_strcmp0(mode, "committing") == 0 || g_strcmp0(mode, "local") == 0;
+    disk->alone_generation = op->generation;
+    if (target->ready)
+        judge_target(disk, target->status);
+    else if (op->generation == 0 && disk->handlers->fault)
+        disk->handlers->fault(disk, death_faults[PLUGIN_TARGET],
+                              "the target has ended while colod did not run", disk->user_data);
+    disk_op_finish(op, NULL);
+}
+
+static void
+adopt_restarted(Op *op)
+{
+    if (op->disk->plugins[PLUGIN_FORWARDER].ready)
+        adopted(op);
+}
+
+static void
+adopt_wait(Op *op)
+{
+    Disk *disk = op->disk;
+    DiskStanding standing;
+
+    for (int i = 0; i < PLUGIN_COUNT; i++) {
+        if (disk->plugins[i].process && !disk->plugins[i].ready)
+            return;
+    }
+    for (int i = 0; i < PLUGIN_COUNT; i++) {
+        if (disk->plugins[i].process)
+            take_sockets(&disk->plugins[i]);
+    }
+    disk_standing(disk, &standing);
+    op->generation =
+        standing.up_to_date && !disk->plugins[PLUGIN_TARGET].ready ? standing.generation : 0;
+    disk_standing_clear(&standing);
+    if (disk->plugins[PLUGIN_FORWARDER].ready) {
+        adopted(op);
+        return;
+    }
+    disk->running = true; /* it takes another's place */
+    disk->alone_generation = op->generation;
+    start_for(op, PLUGIN_FORWARDER, adopt_restarted);
+}
+
+void
+disk_adopt(Disk *disk, DiskDoneFunc done, gpointer user_data)
+{
+    Op *op = disk_op_new(disk, done, user_data);
+
+    for (int i = 0; i < PLUGIN_COUNT; i++) {
+        Plugin *plugin = &disk->plugins[i];
+        g_autofree char *path = disk_control_path(disk, plugin->kind);
+
+        if (!plugin->process)
+            plugin->process =
+                disk_process_find(path, disk->config.timeout_ms, &process_handlers, plugin);
+    }
+    disk_op_poll(op, adopt_wait);
+}
+
+/* --- The primary's --- */
+
+void
+disk_connect(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_data)
+{
+    const DiskConfig *config = &disk->config;
+    json_object *arguments = with_generation(generation);
+
+    json_object_object_add(arguments, "host", json_object_new_string(config->peer_host));
+    json_object_object_add(arguments, "port", json_object_new_int(config->listen_port));
+    json_object_object_add(arguments, "rate_limit",
+                           json_object_new_int64((int64_t)config->sync_rate_bytes_s));
+    disk->alone_generation = generation; /* what a new forwarder goes on as */
+    disk->wants_synced = true;
+    disk_op_ask(disk_op_new(disk, done, user_data), PLUGIN_FORWARDER, "connect", arguments, NULL);
+}
+
+void
+disk_finish(Disk *disk, DiskDoneFunc done, gpointer user_data)
+{
+    disk_op_ask(disk_op_new(disk, done, user_data), PLUGIN_FORWARDER, "finish", NULL, NULL);
+}
+
+void
+disk_barrier(Disk *disk, uint64_t epoch, DiskDoneFunc done, gpointer user_data)
+{
+    disk_op_ask(disk_op_new(disk, done, user_data), PLUGIN_FORWARDER, "barrier", with_epoch(epoch),
+                NULL);
+}
+
+void
+disk_release(Disk *disk, uint64_t epoch)
+{
+    disk_op_ask(disk_op_new(disk, NULL, NULL), PLUGIN_FORWARDER, "release", with_epoch(epoch),
+                NULL);
+}
+
+/* One that is being started anew is waited for. */
+static void
+ask_alone(Op *op)
+{
+    const Plugin *forwarder = &op->disk->plugins[PLUGIN_FORWARDER];
+
+    if (forwarder->ready || (!forwarder->process && !forwarder->restart))
+        disk_op_ask(op, PLUGIN_FORWARDER, "alone", with_generation(op->generation),
+                    op->after_alone);
+}
+
+static void
+begin_alone(Op *op, uint64_t generation, OpFunc then)
+{
+    op->disk->alone_generation = op->generation = generation;
+    op->disk->wants_synced = false;
+    op->after_alone = then;
+    op->urgency = DISK_AT_ONCE; /* a barrier may wait for a peer that is gone */
+    disk_op_poll(op, ask_alone);
+}
+
+void
+disk_alone(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_data)
+{
+    begin_alone(disk_op_new(disk, done, user_data), generation, NULL);
+}
+
+void
+disk_verify(Disk *disk, DiskDoneFunc done, gpointer user_data)
+{
+    disk_op_ask(disk_op_new(disk, done, user_data), PLUGIN_FORWARDER, "verify", NULL, NULL);
+}
+
+/* --- The secondary's --- */
+
+void
+disk_mirror(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_data)
+{
+    json_object *arguments = with_generation(generation);
+
+    json_object_object_add(arguments, "epoch", json_object_new_int64(0));
+    disk_op_ask(disk_op_new(disk, done, user_data), PLUGIN_TARGET, "mirror", arguments, NULL);
+}
+
+void
+disk_checkpoint(Disk *disk, uint64_t epoch, DiskDoneFunc done, gpointer user_data)
+{
+    disk_op_ask(disk_op_new(disk, done, user_data), PLUGIN_TARGET, "checkpoint", with_epoch(epoch),
+                NULL);
+}
+
+static void
+failover_durable(Op *op)
+{
+    Disk *disk = op->disk;
+
+    disk_op_finish(op, NULL);
+    /* The commit may have been done before the answer came. */
+    if (disk->plugins[PLUGIN_TARGET].status)
+        judge_target(disk, disk->plugins[PLUGIN_TARGET].status);
+}
+
+void
+disk_failover(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_data)
+{
+    json_object *arguments = with_generation(generation);
+    Op *op = disk_op_new(disk, done, user_data);
+
+    json_object_object_add(arguments, "until", json_object_new_string("durable"));
+    /* From here on the target is started anew if it dies: if the order has reached the medium it
+     * goes on with it, and if not it says so. */
+    disk->failed_over = true;
+    disk->committed_told = false;
+    op->urgency = DISK_AT_ONCE;
+    disk_op_ask(op, PLUGIN_TARGET, "failover", arguments, failover_durable);
+}
+
+static void
+moved_wait(Op *op)
+{
+    if (!op->disk->plugins[PLUGIN_TARGET].process)
+        disk_op_finish(op, NULL);
+}
+
+static void
+moved(Op *op)
+{
+    op->disk->failed_over = false;
+    disk_op_arm(op, op->disk->config.timeout_ms + END_MS);
+    disk_end_plugin(&op->disk->plugins[PLUGIN_TARGET]);
+    disk_op_poll(op, moved_wait);
+}
+
+static void
+marked(Op *op)
+{
+    disk_op_arm(op, 3 * op->disk->config.timeout_ms); /* three commands to QEMU */
+    disk_graph_move(op, moved);
+}
+
+void
+disk_move_local(Disk *disk, QmpClient *qmp, uint64_t generation, DiskDoneFunc done,
+                gpointer user_data)
+{
+    Op *op = disk_op_new(disk, done, user_data);
+
+    op->qmp = qmp_client_ref(qmp);
+    /* First of all: the target marks what goes through it, and from the move on nobody else does.
+     */
+    begin_alone(op, generation, marked);
+}
+
+/* --- Life --- */
+
+Disk *
+disk_new(const DiskConfig *config, const DiskHandlers *handlers, gpointer user_data)
+{
+    Disk *disk = g_new0(Disk, 1);
+
+    disk->config = *config;
+    disk->handlers = handlers;
+    disk->user_data = user_data;
+    disk->context = g_main_context_ref_thread_default();
+    g_queue_init(&disk->ops);
+    for (int i = 0; i < PLUGIN_COUNT; i++)
+        disk->plugins[i] = (Plugin){.disk = disk, .kind = (PluginKind)i, .fds = {-1, -1}};
+    return disk;
+}
+
+static void
+forget_op(gpointer data)
+{
+    Op *op = data;
+
+    source_clear(&op->timer);
+    op->disk = NULL;
+    disk_op_unref(op);
+}
+
+void
+disk_free(Disk *disk)
+{
+    if (!disk)
+        return;
+    for (int i = 0; i < PLUGIN_COUNT; i++) {
+        clear_process(&disk->plugins[i]);
+        close_sockets(&disk->plugins[i]);
+        source_clear(&disk->plugins[i].restart);
+        g_free(disk->plugins[i].fault);
+    }
+    g_queue_clear_full(&disk->ops, forget_op);
+    g_main_context_unref(disk->context);
+    g_free(disk);
+}
+
+/* --- What is known --- */
+
+json_object *
+disk_status(const Disk *disk)
+{
+    static const char *const keys[] = {
+        [PLUGIN_FORWARDER] = "forwarder", [PLUGIN_TARGET] = "target"};
+    json_object *status = json_object_new_object();
+
+    json_object_object_add(status, "name", json_object_new_string(disk->config.name));
+    json_object_object_add(status, "image", json_object_new_string(disk->config.image));
+    for (int i = 0; i < PLUGIN_COUNT; i++)
+        json_object_object_add(status, keys[i], json_object_get(disk->plugins[i].status));
+    return status;
+}
+
+int
+disk_sync_percent(const Disk *disk)
+{
+    json_object *status = disk->plugins[PLUGIN_FORWARDER].status;
+    const char *mode = status ? get_string(status, "mode") : NULL;
+    int64_t left = status ? get_number(status, "left_bytes") : 0;
+    json_object *meta = NULL;
+
+    if (g_strcmp0(mode, "syncing") != 0 || !json_object_object_get_ex(status, "meta", &meta))
+        return -1;
+
+    double size = (double)get_number(meta, "size_bytes");
+
+    return size > 0 ? (int)(100 - 100 * CLAMP((double)left / size, 0, 1)) : -1;
+}
+
+const char *
+disk_name(const Disk *disk)
+{
+    return disk->config.name;
+}
