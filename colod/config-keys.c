@@ -257,12 +257,7 @@ parse_host(const char *text, void *field)
     return put_string(field, text);
 }
 
-<<<<<<< HEAD
-/* libnbd connects to it and wants it in the certificate: an address is compared with its IP SANs.
- */
-=======
 /* libnbd connects to it and wants it in the certificate: an address as an IP SAN. */
->>>>>>> wip-graph
 static char *
 parse_place(const char *text, void *field)
 {
