@@ -289,7 +289,6 @@ fault_in(const Plugin *plugin, char **ret_text)
     return "failover-commit";
 }
 
-/* The callbacks below may not free the disk: disk.h allows it only from the loop's own calls. */
 static void
 tell_fault(Plugin *plugin)
 {
@@ -578,10 +577,11 @@ started(Op *op)
 static void
 start_alone(Op *op)
 {
-    json_object *arguments = with_generation(op->generation);
-
     if (!op->disk->plugins[PLUGIN_FORWARDER].ready)
         return;
+
+    json_object *arguments = with_generation(op->generation);
+
     if (op->first)
         json_object_object_add(arguments, "first", json_object_new_boolean(TRUE));
     disk_op_ask(op, PLUGIN_FORWARDER, "alone", arguments, started);
@@ -680,7 +680,8 @@ take_sockets(Plugin *plugin)
     }
 }
 
-/* Who writes, by what is there: a target that is not committed yet is a secondary's. */
+/* Who writes, by what is there: a target that is not committed yet is a secondary's, and so is a
+ * disk that is not up to date. */
 static void
 adopted(Op *op)
 {
@@ -690,10 +691,12 @@ adopted(Op *op)
 
     disk->running = true;
     disk->failed_over = g_strcmp0(mode, "committing") == 0 || g_strcmp0(mode, "local") == 0;
-    if (!mode)
-        disk->alone_generation = op->generation;
+    disk->alone_generation = op->generation;
     if (target->ready)
         judge_target(disk, target->status);
+    else if (op->generation == 0 && disk->handlers->fault)
+        disk->handlers->fault(disk, death_faults[PLUGIN_TARGET],
+                              "the target has ended while colod did not run", disk->user_data);
     disk_op_finish(op, NULL);
 }
 
@@ -719,12 +722,16 @@ adopt_wait(Op *op)
             take_sockets(&disk->plugins[i]);
     }
     disk_standing(disk, &standing);
-    op->generation = standing.generation;
+    op->generation =
+        standing.up_to_date && !disk->plugins[PLUGIN_TARGET].ready ? standing.generation : 0;
     disk_standing_clear(&standing);
-    if (disk->plugins[PLUGIN_FORWARDER].ready)
+    if (disk->plugins[PLUGIN_FORWARDER].ready) {
         adopted(op);
-    else
-        start_for(op, PLUGIN_FORWARDER, adopt_restarted);
+        return;
+    }
+    disk->running = true; /* it takes another's place */
+    disk->alone_generation = op->generation;
+    start_for(op, PLUGIN_FORWARDER, adopt_restarted);
 }
 
 void
@@ -957,13 +964,14 @@ disk_sync_percent(const Disk *disk)
     json_object *status = disk->plugins[PLUGIN_FORWARDER].status;
     const char *mode = status ? get_string(status, "mode") : NULL;
     int64_t left = status ? get_number(status, "left_bytes") : 0;
-    int64_t size = status ? get_number(status, "size_bytes") : 0;
+    json_object *meta = NULL;
 
-    if (g_strcmp0(mode, "syncing") != 0)
+    if (g_strcmp0(mode, "syncing") != 0 || !json_object_object_get_ex(status, "meta", &meta))
         return -1;
-    if (size <= 0 || left < 0 || left > size)
-        return left == 0 ? 100 : 0;
-    return (int)(100 - left / (size / 100 + 1));
+
+    double size = (double)get_number(meta, "size_bytes");
+
+    return size > 0 ? (int)(100 - 100 * CLAMP((double)left / size, 0, 1)) : -1;
 }
 
 const char *

@@ -47,6 +47,7 @@ typedef struct DiskConfig {
     unsigned timeout_ms;        /* of each operation that takes no argument for it */
 } DiskConfig;
 
+/* None of these may free the disk; a DiskDoneFunc may. */
 typedef struct DiskHandlers {
     /* What ends protection, once per fault: @name from docs/block.md, "Errors". */
     void (*fault)(Disk *disk, const char *name, const char *text, gpointer user_data);

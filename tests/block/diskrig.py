@@ -250,9 +250,11 @@ class Host:
 
     def destroy(self):
         self.stop_qemu()
-        if self.tool and self.tool.process.poll() is None:
-            self.tool.kill()
-        for kind in ("mirror", "target"):
-            with contextlib.suppress(ProcessLookupError):
-                if pid := self.pid(kind):
-                    os.kill(pid, signal.SIGKILL)
+        try:
+            if self.tool and self.tool.process.poll() is None:
+                self.tool.close()
+        finally:
+            for kind in ("mirror", "target"):
+                with contextlib.suppress(ProcessLookupError):
+                    if pid := self.pid(kind):
+                        os.kill(pid, signal.SIGKILL)

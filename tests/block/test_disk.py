@@ -101,11 +101,24 @@ def test_primary_alone(make_host):
     guest.flush()
     assert guest.read(BLOCK, MIB) == b"x" * BLOCK == read_file(host.image, BLOCK, MIB)
     assert host.tool.call("status")["status"]["forwarder"]["mode"] == "alone"
+    assert host.tool.call("status")["percent"] == -1
     host.stop_qemu()
     host.tool.call("stop")
     assert host.pid("mirror") == 0
     standing = host.tool.call("standing")
     assert standing["up_to_date"] and standing["generation"] == 1
+
+
+@pytest.mark.parametrize("device", ["virtio-blk-pci", "scsi-hd", "ide-hd", "nvme"])
+def test_boots(make_host, device):
+    """Without a kernel the firmware boots from the disk."""
+    host = make_host(device=device)
+    code = bytes.fromhex("baf803b042eef4ebfd")  # mov dx,0x3f8; mov al,'B'; out dx,al; hlt; jmp to hlt
+    with open(host.image, "r+b") as image:
+        image.write(code + bytes(510 - len(code)) + b"\x55\xaa")
+    host.tool.call("start primary 1 first")
+    host.start_qemu("primary", "-serial", f"file:{host.folder}/serial")
+    wait_until(lambda: b"B" in read_file(f"{host.folder}/serial", 4096, 0))
 
 
 def test_copy_mirror_failover_move(pair):
@@ -243,6 +256,10 @@ def test_target_dies_while_mirroring(pair):
         svm.write(b"x" * BLOCK, 0)
     with pytest.raises(DiskFailed, match="target"):
         pair.b.tool.call("failover 2")
+    pair.b.tool.kill()
+    pair.b.open()
+    pair.b.tool.call("adopt")  # what has happened meanwhile is told then
+    assert pair.b.tool.event("fault")["name"] == "secondary-disk"
 
 
 def test_left_over_processes(make_host):
