@@ -128,6 +128,9 @@ forward_free(Forward *forward)
     chunk_set_free(forward->flushing);
     chunk_set_free(forward->confirmed);
     forward_queue_free(forward->queue);
+    /* Who closes the map says with it that the disk has what it does not mark. */
+    if (forward->map && forward->mode != FORWARD_IDLE && fdatasync(forward->disk_fd) < 0)
+        dirty_map_distrust(forward->map);
     dirty_map_free(forward->map);
     journal_free(forward->journal);
     fd_clear(&forward->disk_fd);
