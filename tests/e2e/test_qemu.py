@@ -74,13 +74,12 @@ def test_lone_pvm_frozen_then_thawed(pair, when):
         pair.lab.start(pair.secondary)
         pair.wait_state(pair.primary, ("preparing", "migrating"), 20)
     pair.lab.freeze(pair.primary, "qemu")
-    stuck = ("alone", "resuming")  # not copied yet, or no more
-    pair.wait(pair.primary, lambda s: "stuck" in s["reason"] and s["state"] in stuck, 10, "QEMU is found to be stuck")
+    # Not copied yet, or no more.
+    pair.wait(pair.primary, lambda s: s["state"] == "resuming" or "only copy" in s["reason"], 20, "QEMU found stuck")
     if when == "alone":
-        assert "only copy" in pair.status(pair.primary)["reason"]
         pair.lab.start(pair.secondary)
     time.sleep(6)  # the test is that nothing happens in this time, which is longer than other deadlines
-    assert pair.status(pair.primary)["state"] in stuck
+    assert pair.status(pair.primary)["state"] in ("alone", "resuming")
     pair.lab.thaw(pair.primary, "qemu")
     load.wait_flow()
     pair.finish(mark, load, [pair.primary])
