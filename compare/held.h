@@ -44,6 +44,7 @@ enum {
     HELD_WHOLE = 1 << 11,    /* compare the payload; otherwise its length only */
     HELD_CUT = 1 << 12,      /* its payload below `cut` has left */
     HELD_PURE_ACK = 1 << 13, /* TCP with an ack and no data, SYN, FIN or RST */
+    HELD_LENT = 1 << 14,     /* its bytes are still the caller's; see compare_lend_batch() */
 };
 
 struct Held {
@@ -51,7 +52,7 @@ struct Held {
     Flow *flow;
     FragSet *frag_set;    /* a fragment waiting for the others */
     HeldList parts;       /* a reassembled datagram: its fragments, by LINK_FIFO */
-    const uint8_t *frame; /* follows this struct if stored */
+    const uint8_t *frame; /* follows this struct if stored and not lent */
     int64_t arrival_ns;
     uint64_t cookie;
     uint64_t epoch;
