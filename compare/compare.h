@@ -119,6 +119,7 @@ typedef struct CompareRelease {
     uint64_t cookie;
     CompareWhy why;
     int64_t held_ns; /* 0: it left in the call that submitted it */
+    bool lent;       /* bytes are where compare_lend_batch() got them, until compare_settle() */
 } CompareRelease;
 
 typedef struct CompareDivergence {
@@ -183,6 +184,21 @@ int compare_submit(Compare *compare, CompareSide side, const CompareFrame *frame
  */
 size_t compare_submit_batch(Compare *compare, CompareSide side, const CompareFrame *frames,
                             size_t n, int64_t now_ns, int *ret_error);
+
+/** The same, but the bytes are only lent: they stay valid and as they are until compare_settle().
+ *
+ * What is used up before then is never copied, on either side, and a frame that is released
+ * unchanged can be sent from where it is (CompareRelease.lent). Room is taken as for a copy, so
+ * the bounds are the same. compare_settle() must come before anything else is done with the bytes
+ * of this side.
+ */
+size_t compare_lend_batch(Compare *compare, CompareSide side, const CompareFrame *frames, size_t n,
+                          int64_t now_ns, int *ret_error);
+
+/** Copies what is still held of this side's lent frames: the caller's memory is free again. */
+void compare_settle(Compare *compare, CompareSide side);
+/** How many frames that would copy. */
+uint32_t compare_lent(const Compare *compare, CompareSide side);
 
 /** Reports frames that waited too long, lets acks go that waited for a window, and forgets idle
  * flows. Call at least every timeout / 8. */

@@ -199,6 +199,15 @@ replace_in_lists(Held *from, Held *to)
     }
 }
 
+/* There is room for its bytes behind each Held that is stored. */
+static void
+copy_frame(Held *h)
+{
+    memcpy(h + 1, h->frame, h->frame_len);
+    h->frame = (const uint8_t *)(h + 1);
+    h->lent = false;
+}
+
 Held *
 engine_store(Compare *e, Held *h)
 {
@@ -208,8 +217,10 @@ engine_store(Compare *e, Held *h)
         return NULL;
     *stored = *h;
     stored->flags |= HELD_STORED;
-    stored->frame = (const uint8_t *)(stored + 1);
-    memcpy(stored + 1, h->frame, h->frame_len);
+    if h
+        ->lent e->n_lent[h->side]++;
+    else
+        copy_frame(stored);
     replace_in_lists(h, stored);
     engine_age(e, stored);
     e->stats.held_frames[h->side]++;
@@ -246,6 +257,7 @@ discard(Compare *e, Held *h)
     }
     dgram_unindex(e, h);
     engine_unage(e, h);
+    e->n_lent[h->side] -= h->lent;
     e->stats.held_frames[h->side]--;
     e->stats.held_bytes_side[h->side] -= h->parts.head ? 0 : h->frame_len;
     slab_release(e->slab, h);
@@ -281,7 +293,8 @@ release_frame(Compare *e, const Held *h, const uint8_t *bytes, uint32_t len, Com
                               .vnet_hdr_len = h->vnet_hdr_len,
                               .cookie = h->cookie,
                               .why = why,
-                              .held_ns = e->now_ns - h->arrival_ns};
+                              .held_ns = e->now_ns - h->arrival_ns,
+                              .lent = h->lent && bytes == h->frame};
 
     e->stats.released[why]++;
     e->stats.hold_ns_total += (uint64_t)release.held_ns;
@@ -573,8 +586,7 @@ store_future(Compare *e, Held *h)
         return engine_out_of_memory(e);
     *stored = *h;
     stored->flags |= HELD_STORED;
-    stored->frame = (const uint8_t *)(stored + 1);
-    memcpy(stored + 1, h->frame, h->frame_len);
+    copy_frame(stored);
     held_list_append(&e->future, stored, LINK_AGE);
     e->stats.held_frames[h->side]++;
     e->stats.held_bytes_side[h->side] += h->frame_len;
@@ -628,7 +640,7 @@ submit_parsed(Compare *e, CompareSide side, const CompareFrame *in, const Frame 
     h.arrival_ns = e->now_ns;
     h.cookie = in->cookie;
     h.epoch = in->epoch;
-    h.flags = 0;
+    h.lent = e->lending && in->len;
     h.vnet_hdr_len = in->vnet_hdr_len;
     h.side = (uint8_t)side;
     engine_describe(e, &h, frame);
@@ -718,6 +730,35 @@ compare_submit_batch(Compare *e, CompareSide side, const CompareFrame *frames, s
             break;
     }
     return done;
+}
+
+size_t
+compare_lend_batch(Compare *e, CompareSide side, const CompareFrame *frames, size_t n,
+                   int64_t now_ns, int *ret_error)
+{
+    e->lending = true;
+    size_t done = compare_submit_batch(e, side, frames, n, now_ns, ret_error);
+
+    e->lending = false;
+    return done;
+}
+
+void
+compare_settle(Compare *e, CompareSide side)
+{
+    /* They came last of this side, so no frame of the other is passed twice. */
+    for (Held *h = e->age.tail; e->n_lent[side] > 0; h = h->link[LINK_AGE].prev) {
+        if (!h->lent || h->side != side)
+            continue;
+        copy_frame(h);
+        e->n_lent[side]--;
+    }
+}
+
+uint32_t
+compare_lent(const Compare *e, CompareSide side)
+{
+    return e->n_lent[side];
 }
 
 /* --- timeouts --- */

@@ -49,6 +49,8 @@ struct Compare {
     int64_t next_second_ns;
     uint32_t now_s;
     uint64_t epoch;
+    uint32_t n_lent[2]; /* held frames whose bytes are still the caller's */
+    bool lending;       /* inside compare_lend_batch() */
     bool checkpointing;
     bool memory_reported; /* in this epoch */
     bool flows_reported;
@@ -79,7 +81,8 @@ void engine_release_as(Compare *e, Held *h, uint32_t ack, uint16_t window);
 void engine_release_part(Compare *e, Held *h, uint32_t to, uint32_t ack, uint16_t window);
 /** Forgets a frame that is on no flow list. */
 void engine_forget(Compare *e, Held *h);
-/** Copies @h, which lives on the stack, to slab memory, in all lists it is on.
+/** Moves @h, which lives on the stack, to slab memory, in all lists it is on, and copies its bytes,
+ * now or (HELD_LENT) in compare_settle().
  *
  * Return: the stored frame; NULL if the bound is reached, @h then still is on its lists.
  */

@@ -253,6 +253,7 @@ fragment_process(Compare *e, Held *h, const Frame *frame)
         return engine_out_of_memory(e);
     if (!(h->flags & HELD_STORED)) {
         h->frag_set = set;
+        h->lent = false; /* it goes through more hands than there are lists */
         stored = engine_store(e, h);
         h->flags |= HELD_DONE;
         if (!stored) {

@@ -31,8 +31,7 @@ framing_put_header(uint8_t header[static FRAMING_HEADER_MAX], bool vnet_hdr, uin
                    uint8_t vnet_hdr_len)
 {
     be32_store(header, len);
-    if (!vnet_hdr)
-        return 4;
-    be32_store(header + 4, vnet_hdr_len);
-    return 8;
+    if (vnet_hdr)
+        be32_store(header + 4, vnet_hdr_len);
+    return framing_header_len(vnet_hdr);
 }

@@ -25,6 +25,12 @@ typedef struct FramingPacket {
  */
 int64_t framing_next(const uint8_t *bytes, size_t len, bool vnet_hdr, FramingPacket *ret_packet);
 
+static inline size_t
+framing_header_len(bool vnet_hdr)
+{
+    return vnet_hdr ? FRAMING_HEADER_MAX : FRAMING_HEADER_MAX / 2;
+}
+
 /** Writes the header of a packet. Return: its length. */
 size_t framing_put_header(uint8_t header[static FRAMING_HEADER_MAX], bool vnet_hdr, uint32_t len,
                           uint8_t vnet_hdr_len);

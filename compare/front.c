@@ -14,6 +14,15 @@
  * of the other (the one that is ahead waits, the other catches up); or while the engine refused its
  * next frame, until a checkpoint or the other side made room. The peer's send then blocks.
  *
+ * Copies. Of what moves at speed the kernel's three are half the cost, so with one shard nothing is
+ * copied here if the other side comes in time. The engine is lent the frames where they were read,
+ * both sides' are compared there, and what matched leaves from there, the stretch of a buffer that
+ * went through as one piece, headers and all. A port that is read again while much of its buffer is
+ * still lent is read behind that; only when there is no room behind it, or little is left, the rest
+ * is copied. A side that is AHEAD_BYTES ahead yields the turn for AHEAD_PATIENCE_NS to the other,
+ * whose packets it waits for in any case; otherwise, with one processor for each writer, a side
+ * often comes twice before the other does, and all of it is copied.
+ *
  * Who is blocked may be needed: QEMU's main loop writes the primary's packets, reads the output and
  * makes checkpoints, and does one at a time. So back-pressure alone must not stop it for good. An
  * output queue that does not move for OUT_PATIENCE_NS grows up to the memory bound; once a
@@ -48,6 +57,7 @@
 
 #define NOTIFY_AGAIN_NS NS_PER_S
 #define OUT_PATIENCE_NS (20 * NS_PER_MS)
+#define AHEAD_PATIENCE_NS (NS_PER_MS / 4)
 
 enum {
     INPUT_BUFFER_BYTES = 512 * 1024,
@@ -56,7 +66,10 @@ enum {
     BATCH_FRAMES = 64,
     OUT_LIMIT_BYTES = 4 * 1024 * 1024,
     BACKLOG_LIMIT_BYTES = 2 * 1024 * 1024, /* of one shard */
-    AHEAD_BYTES = 256 * 1024,              /* see runs_ahead() */
+    AHEAD_BYTES = 64 * 1024,               /* see runs_ahead() */
+    /* A sender's socket holds about 220 KiB: it should empty in one read, and two fit a buffer. */
+    READ_MIN_BYTES = 192 * 1024,
+    LENT_FEW = 64,     /* frames that are copied sooner than left where they are */
     DRAIN_READS = 256, /* before a commit: bounds how long a busy peer can delay it */
     TICK_MS_MAX = 1000,
     SHARDS_MAX = 64,
@@ -75,8 +88,9 @@ struct Front {
     HashKey shard_key;
     bool refused[2]; /* the engine had no room for the side's next frame */
     bool out_blocked;
-    int64_t now_ns;       /* of this round of the loop */
-    int64_t out_moved_ns; /* when the output queue last was short, or became shorter */
+    int64_t ahead_until_ns[2]; /* till then a side that runs ahead leaves the other the turn */
+    int64_t now_ns;            /* of this round of the loop */
+    int64_t out_moved_ns;      /* when the output queue last was short, or became shorter */
     bool stop;
     bool report_wanted;
     uint64_t divergences_seen;
@@ -303,6 +317,24 @@ work_off(Front *f, int port, uint64_t epoch, int64_t now_ns)
         framing_error(f, port);
 }
 
+/* Reads a side's port. What is held or waits to be written may still lie in its buffer, and had
+ * better be used from there. But where it is little it is copied, so that the next read finds the
+ * same memory in the cache. */
+static int64_t
+read_side(Front *f, int side)
+{
+    Port *p = f->ports[side];
+
+    if (f->n_shards > 1)
+        return port_read(p); /* nothing is lent to a thread */
+    if (shard_lent(f->shards[0], (CompareSide)side) > LENT_FEW && port_room(p) >= READ_MIN_BYTES)
+        return port_read_on(p);
+    shard_settle(f->shards[0], (CompareSide)side);
+    if (side == PORT_PRIMARY && !outqueue_keep(f->out))
+        abort(); /* see on_release() in shard.c */
+    return port_read(p);
+}
+
 /* Reads the port until nothing is there or @max_reads. */
 static void
 read_port(Front *f, int port, int max_reads, uint64_t epoch, int64_t now_ns)
@@ -312,7 +344,7 @@ read_port(Front *f, int port, int max_reads, uint64_t epoch, int64_t now_ns)
     if (f->refused[port])
         work_off(f, port, epoch, now_ns); /* or a hang-up would take it along */
     while (max_reads-- > 0 && port_fd(p) >= 0 && !f->refused[port]) {
-        if (port_read(p) <= 0)
+        if (read_side(f, port) <= 0)
             return;
         work_off(f, port, epoch, now_ns);
     }
@@ -348,8 +380,8 @@ paused(const Front *f, int side)
     return false;
 }
 
-/* Both have something to read, but much of this one's waits for the other already: what is held
- * stays small enough for the cache if the other goes first. */
+/* Much of this one's waits for the other already: if the other goes first, what is held is used
+ * from where it was read and stays in the cache. */
 static bool
 runs_ahead(const Front *f, int side)
 {
@@ -363,6 +395,14 @@ runs_ahead(const Front *f, int side)
         sum[1] += bytes[1];
     }
     return sum[side] > AHEAD_BYTES && sum[side] > sum[!side];
+}
+
+/* It was read a moment ago and cannot be compared before the other comes, which most likely is on
+ * its way. */
+static bool
+yields(const Front *f, int side, int64_t now_ns)
+{
+    return f->n_shards == 1 && now_ns < f->ahead_until_ns[side] && runs_ahead(f, side);
 }
 
 static void
@@ -438,6 +478,8 @@ checkpoint(Front *f, int64_t now_ns)
         shard_commit(f->shards[0], now_ns);
     read_port(f, PORT_PRIMARY, DRAIN_READS, old, now_ns);
     read_port(f, PORT_SECONDARY, DRAIN_READS, old, now_ns);
+    if (f->n_shards == 1)
+        shard_tick(f->shards[0], now_ns); /* those leave with the rest, not at the next wake-up */
     for (int i = 0; i < f->n_shards && f->n_shards > 1; i++)
         shard_commit(f->shards[i], now_ns);
     f->refused[0] = f->refused[1] = false;
@@ -543,8 +585,8 @@ read_signals(Front *f)
     }
 }
 
-static int
-poll_timeout_ms(const Front *f, int64_t now_ns)
+static struct timespec
+poll_timeout(const Front *f, int64_t now_ns)
 {
     int64_t until_ns = now_ns + TICK_MS_MAX * NS_PER_MS;
 
@@ -554,30 +596,34 @@ poll_timeout_ms(const Front *f, int64_t now_ns)
         until_ns = f->notify_next_ns;
     if (outqueue_bytes(f->out) > OUT_LIMIT_BYTES && now_ns - f->out_moved_ns < OUT_PATIENCE_NS)
         until_ns = MIN(until_ns, f->out_moved_ns + OUT_PATIENCE_NS);
-    if (until_ns <= now_ns)
-        return 0;
-    return (int)((until_ns - now_ns + NS_PER_MS - 1) / NS_PER_MS);
+    for (int side = 0; side < 2; side++) {
+        if (yields(f, side, now_ns))
+            until_ns = MIN(until_ns, f->ahead_until_ns[side]);
+    }
+    int64_t wait_ns = MAX(until_ns - now_ns, 0);
+
+    return (struct timespec){.tv_sec = wait_ns / NS_PER_S, .tv_nsec = wait_ns % NS_PER_S};
 }
 
 static short
-events_of(const Front *f, int port)
+events_of(const Front *f, int port, int64_t now_ns)
 {
     if (port == PORT_OUT)
         return (short)(POLLIN | (f->out_blocked ? POLLOUT : 0));
     if (port == PORT_NOTIFY)
         return POLLIN;
-    return paused(f, port) ? 0 : POLLIN;
+    return paused(f, port) || yields(f, port, now_ns) ? 0 : POLLIN;
 }
 
 /* Fills @fds: signals, wake-ups, then for each port the listening socket and the peer. */
 static void
-prepare_poll(const Front *f, struct pollfd *fds)
+prepare_poll(const Front *f, struct pollfd *fds, int64_t now_ns)
 {
     fds[0] = (struct pollfd){.fd = f->signal_fd, .events = POLLIN};
     fds[1] = (struct pollfd){.fd = f->wake_fd, .events = POLLIN};
     for (int i = 0; i < N_PORTS; i++) {
         struct pollfd *two = fds + 2 + 2 * i;
-        short events = f->ports[i] ? events_of(f, i) : 0;
+        short events = f->ports[i] ? events_of(f, i, now_ns) : 0;
 
         /* A new peer waits until what the old one sent is worked off. */
         bool accepts = f->ports[i] && (events || port_fd(f->ports[i]) < 0);
@@ -607,6 +653,30 @@ accept_peers(Front *f, const struct pollfd *fds, int64_t now_ns)
     }
 }
 
+/* Both sides are read before either is compared, so that what they have in common is compared and
+ * sent where it was read, and copied nowhere. */
+static void
+handle_sides(Front *f, const bool *ready, int64_t now_ns)
+{
+    bool ahead[2] = {ready[0] && ready[1] && runs_ahead(f, 0),
+                     ready[0] && ready[1] && runs_ahead(f, 1)};
+
+    for (int side = 0; side < 2; side++) {
+        if (ready[side] && f->refused[side])
+            work_off(f, side, epoch_here(f), now_ns); /* or a hang-up would take it along */
+    }
+    for (int side = 0; side < 2; side++) {
+        if (ready[side] && !ahead[side] && !f->refused[side]) {
+            (void)read_side(f, side);
+            f->ahead_until_ns[side] = now_ns + AHEAD_PATIENCE_NS;
+        }
+    }
+    for (int side = 0; side < 2; side++) {
+        if (ready[side] ? !ahead[side] && !f->refused[side] : !f->refused[side] && !paused(f, side))
+            work_off(f, side, epoch_here(f), now_ns);
+    }
+}
+
 static void
 handle_ports(Front *f, const struct pollfd *fds, int64_t now_ns)
 {
@@ -614,14 +684,7 @@ handle_ports(Front *f, const struct pollfd *fds, int64_t now_ns)
 
     for (int i = 0; i < N_PORTS; i++)
         ready[i] = fds[2 + 2 * i + 1].revents != 0;
-    for (int side = 0; side < 2; side++) {
-        if (ready[side] && ready[!side] && runs_ahead(f, side))
-            continue;
-        if (ready[side])
-            read_port(f, side, 1, epoch_here(f), now_ns);
-        else if (!f->refused[side] && !paused(f, side))
-            work_off(f, side, epoch_here(f), now_ns); /* what was left in the buffer */
-    }
+    handle_sides(f, ready, now_ns);
     if (f->n_shards == 1)
         shard_tick(f->shards[0], now_ns);
     if (ready[PORT_OUT] && (fds[2 + 2 * PORT_OUT + 1].revents & ~POLLOUT))
@@ -637,11 +700,13 @@ front_run(Front *f, void (*on_report)(Front *front, void *opaque), void *opaque,
     while (!f->stop) {
         struct pollfd fds[2 + 2 * N_PORTS];
         uint64_t wakes;
-
-        prepare_poll(f, fds);
-        if (poll(fds, 2 + 2 * N_PORTS, poll_timeout_ms(f, clock_now_ns())) < 0 && errno != EINTR)
-            return fail_errno(errno, "poll", error);
         int64_t now_ns = clock_now_ns();
+        struct timespec timeout = poll_timeout(f, now_ns);
+
+        prepare_poll(f, fds, now_ns);
+        if (ppoll(fds, 2 + 2 * N_PORTS, &timeout, NULL) < 0 && errno != EINTR)
+            return fail_errno(errno, "poll", error);
+        now_ns = clock_now_ns();
 
         if (fds[0].revents)
             read_signals(f);

@@ -53,7 +53,7 @@ struct Held {
     Flow *flow;
     FragSet *frag_set;    /* a fragment waiting for the others */
     HeldList parts;       /* a reassembled datagram: its fragments, by LINK_FIFO */
-    const uint8_t *frame; /* follows this struct if stored */
+    const uint8_t *frame; /* follows this struct if stored and not lent */
     int64_t arrival_ns;
     uint64_t cookie;
     uint64_t epoch;
@@ -71,7 +71,8 @@ struct Held {
     uint8_t vnet_hdr_len;
     uint8_t side;
     uint8_t tcp_flags;
-    bool frag_more;
+    bool frag_more : 1;
+    bool lent : 1; /* its bytes are still the caller's; see compare_lend_batch() */
 };
 
 static inline const uint8_t *

@@ -17,13 +17,17 @@ enum {
     CHUNK_BYTES = 256 * 1024,
     MAX_SPARE = 32, /* chunks kept for use again */
     IOV_MAX_CHUNKS = 16,
+    /* Stretches lent at a time. In a stream whose order is that of the buffer there is one, and one
+     * more for what waited on each side; where each packet would be one, copying is cheaper. */
+    MAX_LENT = 8,
 };
 
 struct OutChunk {
     OutChunk *next;
     size_t len;
     size_t written;
-    uint8_t bytes[CHUNK_BYTES];
+    const uint8_t *from; /* its bytes */
+    uint8_t *own;        /* the same, CHUNK_BYTES of room; NULL: they are lent */
 };
 
 struct OutQueue {
@@ -31,6 +35,8 @@ struct OutQueue {
     OutChunk *head, *tail;
     OutChunk *spare;
     unsigned n_spare;
+    OutChunk lent[MAX_LENT];
+    unsigned n_lent;
     atomic_size_t n_bytes;
     bool vnet_hdr;
 };
@@ -53,7 +59,8 @@ free_chunks(OutChunk *chunk)
     while (chunk) {
         OutChunk *next = chunk->next;
 
-        free(chunk);
+        if (chunk->own)
+            free(chunk);
         chunk = next;
     }
 }
@@ -80,28 +87,84 @@ chunk_get(OutQueue *q)
         q->n_spare--;
     }
     (void)pthread_mutex_unlock(&q->lock);
-    if (!chunk)
-        chunk = malloc(sizeof(*chunk));
-    if (chunk) {
-        chunk->next = NULL;
-        chunk->len = chunk->written = 0;
-    }
+    if (!chunk && !(chunk = malloc(sizeof(*chunk) + CHUNK_BYTES)))
+        return NULL;
+    uint8_t *own = (uint8_t *)(chunk + 1);
+
+    *chunk = (OutChunk){.own = own, .from = own};
     return chunk;
+}
+
+/* With the lock held. */
+static void
+chunk_done(OutQueue *q, OutChunk *chunk)
+{
+    if (!chunk->own)
+        return;
+    if (q->n_spare == MAX_SPARE) {
+        free(chunk);
+        return;
+    }
+    chunk->next = q->spare;
+    q->spare = chunk;
+    q->n_spare++;
+}
+
+/* With the lock held. What waits does so in full chunks: its bytes are bounded, so its memory is.
+ */
+static void
+append(OutQueue *q, OutChunk *chunk)
+{
+    OutChunk *tail = q->tail;
+
+    if (tail && tail->own && chunk->own && !chunk->written &&
+        chunk->len <= CHUNK_BYTES - tail->len) {
+        memcpy(tail->own + tail->len, chunk->own, chunk->len);
+        tail->len += chunk->len; /* the thread that writes only looks at what was there */
+        chunk_done(q, chunk);
+        return;
+    }
+    chunk->next = NULL;
+    if (tail)
+        tail->next = chunk;
+    else
+        q->head = chunk;
+    q->tail = chunk;
 }
 
 bool
 outqueue_add(OutQueue *q, OutChunk **chunk, const uint8_t *bytes, uint32_t len,
              uint8_t vnet_hdr_len)
 {
-    if (*chunk && CHUNK_BYTES - (*chunk)->len < FRAMING_HEADER_MAX + (size_t)len)
+    if (*chunk &&
+        (!(*chunk)->own || CHUNK_BYTES - (*chunk)->len < FRAMING_HEADER_MAX + (size_t)len))
         outqueue_push(q, chunk);
     if (!*chunk && !(*chunk = chunk_get(q)))
         return false;
     OutChunk *c = *chunk;
 
-    c->len += framing_put_header(c->bytes + c->len, q->vnet_hdr, len, vnet_hdr_len);
-    memcpy(c->bytes + c->len, bytes, len);
+    c->len += framing_put_header(c->own + c->len, q->vnet_hdr, len, vnet_hdr_len);
+    memcpy(c->own + c->len, bytes, len);
     c->len += len;
+    return true;
+}
+
+bool
+outqueue_lend(OutQueue *q, OutChunk **chunk, const uint8_t *bytes, uint32_t len,
+              uint8_t vnet_hdr_len)
+{
+    size_t header = framing_header_len(q->vnet_hdr);
+    OutChunk *c = *chunk;
+
+    if (c && !c->own && c->from + c->len == bytes - header) {
+        c->len += header + len;
+        return true;
+    }
+    if (q->n_lent == MAX_LENT)
+        return outqueue_add(q, chunk, bytes, len, vnet_hdr_len);
+    outqueue_push(q, chunk);
+    *chunk = &q->lent[q->n_lent++];
+    **chunk = (OutChunk){.from = bytes - header, .len = header + len};
     return true;
 }
 
@@ -115,11 +178,7 @@ outqueue_push(OutQueue *q, OutChunk **chunk)
     *chunk = NULL;
     atomic_fetch_add(&q->n_bytes, c->len);
     (void)pthread_mutex_lock(&q->lock);
-    if (q->tail)
-        q->tail->next = c;
-    else
-        q->head = c;
-    q->tail = c;
+    append(q, c);
     (void)pthread_mutex_unlock(&q->lock);
 }
 
@@ -129,7 +188,7 @@ outqueue_bytes(const OutQueue *q)
     return atomic_load(&((OutQueue *)q)->n_bytes);
 }
 
-/* Collects what to write. Chunks on the queue change only in the writing thread. */
+/* Collects what to write. Other threads only add to the end. */
 static int
 collect(OutQueue *q, struct iovec *iov)
 {
@@ -137,7 +196,8 @@ collect(OutQueue *q, struct iovec *iov)
 
     (void)pthread_mutex_lock(&q->lock);
     for (OutChunk *c = q->head; c && n < IOV_MAX_CHUNKS; c = c->next, n++)
-        iov[n] = (struct iovec){.iov_base = c->bytes + c->written, .iov_len = c->len - c->written};
+        iov[n] = (struct iovec){.iov_base = (uint8_t *)c->from + c->written,
+                                .iov_len = c->len - c->written};
     (void)pthread_mutex_unlock(&q->lock);
     return n;
 }
@@ -157,13 +217,7 @@ advance(OutQueue *q, size_t n)
         q->head = c->next;
         if (!q->head)
             q->tail = NULL;
-        if (q->n_spare < MAX_SPARE) {
-            c->next = q->spare;
-            q->spare = c;
-            q->n_spare++;
-        } else {
-            free(c);
-        }
+        chunk_done(q, c);
     }
     (void)pthread_mutex_unlock(&q->lock);
 }
@@ -188,22 +242,73 @@ outqueue_write(OutQueue *q, int fd)
     return 0;
 }
 
+/* The last start of a packet of @c from @at on that is not behind @limit. */
+static size_t
+packet_start(const OutQueue *q, const OutChunk *c, size_t at, size_t limit)
+{
+    for (;;) {
+        FramingPacket packet;
+        int64_t n = framing_next(c->from + at, c->len - at, q->vnet_hdr, &packet);
+
+        if (n <= 0 || at + (size_t)n > limit)
+            return at;
+        at += (size_t)n;
+    }
+}
+
+/* Puts a copy of @lent, from the packet it is being written in, at the end of the list. */
+static bool
+keep(OutQueue *q, const OutChunk *lent)
+{
+    size_t at = packet_start(q, lent, 0, lent->written);
+
+    while (at < lent->len) {
+        size_t end = packet_start(q, lent, at, at + CHUNK_BYTES);
+        OutChunk *c = chunk_get(q);
+
+        if (!c)
+            return false;
+        memcpy(c->own, lent->from + at, end - at);
+        c->len = end - at;
+        c->written = at < lent->written ? lent->written - at : 0;
+        append(q, c);
+        at = end;
+    }
+    return true;
+}
+
+bool
+outqueue_keep(OutQueue *q)
+{
+    OutChunk *c = q->head;
+
+    if (!q->n_lent)
+        return true;
+    q->n_lent = 0;
+    q->head = q->tail = NULL; /* where something is lent there is no other thread */
+    while (c) {
+        OutChunk *next = c->next;
+
+        if (c->own)
+            append(q, c);
+        else if (!keep(q, c))
+            return false;
+        c = next;
+    }
+    return true;
+}
+
 void
 outqueue_rewind(OutQueue *q)
 {
     OutChunk *c = q->head; /* only the writing thread takes from the head */
-    size_t at = 0;
 
     if (!c || !c->written)
         return;
-    for (;;) {
-        FramingPacket packet;
-        int64_t n = framing_next(c->bytes + at, c->len - at, q->vnet_hdr, &packet);
+    (void)pthread_mutex_lock(&q->lock);
+    size_t at = packet_start(q, c, 0, c->written);
 
-        if (n <= 0 || at + (size_t)n > c->written)
-            break;
-        at += (size_t)n;
-    }
+    (void)pthread_mutex_unlock(&q->lock);
     atomic_fetch_add(&q->n_bytes, c->written - at);
     c->written = at;
 }

@@ -9,7 +9,8 @@
 /*
  * OutQueue: chunks of framed packets, filled by any thread, written by one. A chunk starts at a
  * packet and holds whole packets, so a peer that comes after another one left starts with a whole
- * packet.
+ * packet. If the thread that writes also fills, packets can be lent instead of copied: a chunk then
+ * is a stretch of the buffer they were read into.
  */
 typedef struct OutQueue OutQueue;
 typedef struct OutChunk OutChunk;
@@ -22,6 +23,14 @@ void outqueue_free(OutQueue *queue);
  */
 bool outqueue_add(OutQueue *queue, OutChunk **chunk, const uint8_t *bytes, uint32_t len,
                   uint8_t vnet_hdr_len);
+/** The same, but @bytes stay where they are, and valid, until outqueue_keep(); right before them
+ * lies the header they came with, which is the one they leave with. May copy nevertheless, if they
+ * are no longer one stretch with others. Only in the thread that writes.
+ */
+bool outqueue_lend(OutQueue *queue, OutChunk **chunk, const uint8_t *bytes, uint32_t len,
+                   uint8_t vnet_hdr_len);
+/** Copies what was lent and is not written yet. No lent chunk may be in anybody's hands. */
+bool outqueue_keep(OutQueue *queue);
 /** Puts what is in *@chunk on the queue. Any thread. */
 void outqueue_push(OutQueue *queue, OutChunk **chunk);
 

@@ -73,7 +73,7 @@ patch_tcp(Held *h, uint8_t *scratch, uint32_t ack, uint16_t window)
 {
     uint8_t *bytes = (uint8_t *)(h + 1);
 
-    if (!(h->flags & HELD_STORED)) {
+    if (!(h->flags & HELD_STORED) || h->lent) {
         memcpy(scratch, h->frame, h->frame_len);
         bytes = scratch;
     }

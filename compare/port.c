@@ -160,7 +160,13 @@ void
 port_drop(Port *p)
 {
     fd_clear(&p->fd);
-    p->start = p->end = 0;
+    p->start = p->end; /* what lies before may still be in use, see port_read_on() */
+}
+
+size_t
+port_room(const Port *p)
+{
+    return p->size - p->end;
 }
 
 int64_t
@@ -171,6 +177,12 @@ port_read(Port *p)
         p->end -= p->start;
         p->start = 0;
     }
+    return port_read_on(p);
+}
+
+int64_t
+port_read_on(Port *p)
+{
     if (p->end == p->size)
         return -ENOBUFS;
     ssize_t n = recv(p->fd, p->buffer + p->end, p->size - p->end, MSG_DONTWAIT);

@@ -28,6 +28,11 @@ void port_drop(Port *port);
 
 /** Reads once. Return: bytes read; 0 the peer is gone (dropped); -EAGAIN; -ENOBUFS buffer full. */
 int64_t port_read(Port *port);
+/** The same, but where port_data() gave what was consumed since the last port_read() nothing is
+ * touched. */
+int64_t port_read_on(Port *port);
+/** Room for port_read_on(). */
+size_t port_room(const Port *port);
 /** What was read and not consumed. */
 const uint8_t *port_data(const Port *port, size_t *ret_len);
 void port_consume(Port *port, size_t len);

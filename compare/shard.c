@@ -82,8 +82,13 @@ on_release(void *opaque, const CompareRelease *release)
 {
     Shard *s = opaque;
 
+    bool good =
+        release->lent
+            ? outqueue_lend(s->out, &s->chunk, release->bytes, release->len, release->vnet_hdr_len)
+            : outqueue_add(s->out, &s->chunk, release->bytes, release->len, release->vnet_hdr_len);
+
     /* Without memory for the output nothing can be promised any more: fail-stop. */
-    if (!outqueue_add(s->out, &s->chunk, release->bytes, release->len, release->vnet_hdr_len))
+    if (!good)
         abort();
 }
 
@@ -131,12 +136,29 @@ shard_run(Shard *s, CompareSide side, const CompareFrame *frames, size_t n, int6
     size_t done = 0;
 
     for (;;) {
-        done += compare_submit_batch(s->compare, side, frames + done, n - done, now_ns, ret_error);
+        size_t left = n - done;
+
+        done += s->has_thread
+                    ? compare_submit_batch(s->compare, side, frames + done, left, now_ns, ret_error)
+                    : compare_lend_batch(s->compare, side, frames + done, left, now_ns, ret_error);
         if (done == n || !s->forgets || side != COMPARE_SECONDARY || *ret_error != -ENOBUFS)
             return done;
         done++; /* the checkpoint that was asked for would forget it, too */
         s->n_forgotten++;
     }
+}
+
+void
+shard_settle(Shard *s, CompareSide side)
+{
+    outqueue_push(s->out, &s->chunk);
+    compare_settle(s->compare, side);
+}
+
+uint32_t
+shard_lent(const Shard *s, CompareSide side)
+{
+    return compare_lent(s->compare, side);
 }
 
 void

@@ -28,9 +28,14 @@ int shard_new(const CompareConfig *config, OutQueue *out, int wake_fd, bool forg
               Shard **ret_shard);
 void shard_free(Shard *shard);
 
-/** Without a thread: runs the engine. As compare_submit_batch(). */
+/** Without a thread: runs the engine. As compare_lend_batch(); the bytes must lie behind the header
+ * they were framed with (see outqueue_lend()). */
 size_t shard_run(Shard *shard, CompareSide side, const CompareFrame *frames, size_t n,
                  int64_t now_ns, int *ret_error);
+/** Without a thread: as compare_settle(); puts what was released on the queue. */
+void shard_settle(Shard *shard, CompareSide side);
+/** Without a thread: as compare_lent(). */
+uint32_t shard_lent(const Shard *shard, CompareSide side);
 /** Without a thread: timeouts; puts what was released on the queue. */
 void shard_tick(Shard *shard, int64_t now_ns);
 int64_t shard_next_deadline_ns(const Shard *shard);

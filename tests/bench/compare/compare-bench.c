@@ -9,7 +9,11 @@
  *
  * Each load is run --rounds times with both in turn; of each program the round with the median of
  * the CPU time counts. The CPU ratio is that of pairs that came out: a packet that QEMU dropped was
- * not compared, and costs it next to nothing. The ratio over what was put in is printed as well.
+ * not compared, and costs it next to nothing. The ratio over what was put in is printed as well,
+ * and counts if nothing came out.
+ *
+ * On a host shared with others one run's times differ from the next's by a factor of two: two
+ * builds of ours are only told apart in turn, over a dozen rounds, by the lower quartile.
  *
  * Exit status 1 if a limit is missed (with --qemu), 3 if ours lost, reordered or changed a packet.
  *
@@ -388,15 +392,17 @@ compare_with_qemu(struct json_object *j, const Load *load, const Outcome *a, con
     double wanted = load->payload < SMALL_PAYLOAD ? MIN_CPU_RATIO_SMALL : MIN_CPU_RATIO_LARGE;
     double rates = ratio(rate(a), rate(b));
     double cpu = ratio(cpu_us_out(b), cpu_us_out(a));
-    bool kept = rates >= MIN_RATE_RATIO && cpu >= wanted;
+    double cpu_in = ratio(cpu_us_in(b, load), cpu_us_in(a, load));
+    /* Now and then nothing comes out of QEMU's: then only what was put in can be related. */
+    bool nothing = b->received == 0 && a->received > 0;
+    bool kept = (nothing || rates >= MIN_RATE_RATIO) && (nothing ? cpu_in : cpu) >= wanted;
 
     json_object_object_add(j, "qemu", outcome_json(b, load));
     json_object_object_add(j, "rate_ratio", json_object_new_double(rates));
     json_object_object_add(j, "rate_ratio_at_least", json_object_new_double(MIN_RATE_RATIO));
     json_object_object_add(j, "cpu_ratio", json_object_new_double(cpu));
     json_object_object_add(j, "cpu_ratio_at_least", json_object_new_double(wanted));
-    json_object_object_add(j, "cpu_ratio_in",
-                           json_object_new_double(ratio(cpu_us_in(b, load), cpu_us_in(a, load))));
+    json_object_object_add(j, "cpu_ratio_in", json_object_new_double(cpu_in));
     json_object_object_add(j, "kept", json_object_new_boolean(kept));
     totals->missed |= !kept;
 }

@@ -34,6 +34,8 @@ typedef struct World {
     uint64_t n_released;
     uint8_t released[MAX_FRAMES + 1];
     int64_t now_ns;
+    bool lending;
+    GPtrArray *lent[2]; /* frames, until they are settled */
 } World;
 
 static void
@@ -63,6 +65,25 @@ commit(World *w)
     must(compare_commit(w->compare, compare_epoch(w->compare) + 1, w->now_ns) == 0);
 }
 
+static int
+take(World *w, CompareSide side, const CompareFrame *frame)
+{
+    int r = 0;
+
+    if (!w->lending)
+        return compare_submit(w->compare, side, frame, w->now_ns);
+    return compare_lend_batch(w->compare, side, frame, 1, w->now_ns, &r) == 1 ? 0 : r;
+}
+
+/* What was lent is freed: a use of it later is seen. */
+static void
+settle(World *w, CompareSide side)
+{
+    compare_settle(w->compare, side);
+    must(compare_lent(w->compare, side) == 0);
+    g_ptr_array_set_size(w->lent[side], 0);
+}
+
 static void
 submit(World *w, CompareSide side, const uint8_t *bytes, size_t len, uint8_t vnet, int epoch_step)
 {
@@ -76,9 +97,11 @@ submit(World *w, CompareSide side, const uint8_t *bytes, size_t len, uint8_t vne
         uint64_t now = compare_epoch(w->compare);
 
         frame.epoch = epoch_step < 0 && now > 0 ? now - 1 : now + (epoch_step > 0);
-        int r = compare_submit(w->compare, side, &frame, w->now_ns);
+        int r = take(w, side, &frame);
 
         must(compare_stats(w->compare)->held_bytes <= MEMORY);
+        if (r == 0 && w->lending)
+            g_ptr_array_add(w->lent[side], g_steal_pointer(&copy));
         if (r == 0)
             break;
         must(r == -ENOBUFS && tries < 3);
@@ -141,6 +164,8 @@ op_other(World *w, const uint8_t *op)
     default:
         w->now_ns += (int64_t)(int8_t)op[2] * (op[3] & 1 ? INT64_C(100000000000) : 3000000);
         compare_tick(w->compare, w->now_ns);
+        if (op[3] & 2)
+            settle(w, op[3] & 4 ? COMPARE_SECONDARY : COMPARE_PRIMARY);
         break;
     }
 }
@@ -158,6 +183,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     config.flows_max = 16;
     config.isn = size ? data[0] % 3 : 0;
     config.policy[FRAME_MALFORMED] = size > 1 ? data[1] % 3 : 0;
+    w.lending = size > 1 && (data[1] & 0x40);
+    for (int i = 0; i < 2; i++)
+        w.lent[i] = g_ptr_array_new_with_free_func(g_free);
     must(compare_new(&config, &ops, &w, &w.compare) == 0);
     for (size_t at = 2; at + OP_BYTES <= size; at += OP_BYTES) {
         const uint8_t *op = data + at;
@@ -175,5 +203,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     must(compare_stats(w.compare)->held_bytes == 0);
     must(compare_stats(w.compare)->held_frames[0] + compare_stats(w.compare)->held_frames[1] == 0);
     compare_free(w.compare);
+    for (int i = 0; i < 2; i++)
+        g_ptr_array_unref(w.lent[i]);
     return 0;
 }

@@ -5,10 +5,27 @@
 #include <pcap/pcap.h>
 #include <string.h>
 
+/* What is said to be lent is, in full, one of the frames that are. */
+static bool
+is_lent(const Rig *rig, const CompareRelease *release)
+{
+    for (guint i = 0; i < rig->lent[COMPARE_PRIMARY]->len; i++) {
+        gsize len;
+        const void *bytes =
+            g_bytes_get_data(g_ptr_array_index(rig->lent[COMPARE_PRIMARY], i), &len);
+
+        if (bytes == release->bytes)
+            return len == release->len;
+    }
+    return false;
+}
+
 static void
 on_release(void *opaque, const CompareRelease *release)
 {
     Rig *rig = opaque;
+
+    g_assert_true(release->lent == is_lent(rig, release));
     RigRelease r = {release->cookie, release->why, g_bytes_new(release->bytes, release->len)};
 
     g_array_append_val(rig->released, r);
@@ -70,6 +87,8 @@ rig_new(const char *name, const CompareConfig *config)
     rig->released = g_array_new(FALSE, TRUE, sizeof(RigRelease));
     g_array_set_clear_func(rig->released, clear_release);
     rig->divergences = g_array_new(FALSE, TRUE, sizeof(RigDivergence));
+    for (int i = 0; i < 2; i++)
+        rig->lent[i] = g_ptr_array_new_with_free_func((GDestroyNotify)g_bytes_unref);
     rig->conn.protocol = 6;
     rig->now_ns = 1000 * MS;
     g_assert_cmpint(compare_new(config ? config : &defaults, &ops, rig, &rig->compare), ==, 0);
@@ -85,9 +104,36 @@ rig_free(Rig *rig)
             pcap_dump_close(rig->dump[i]);
     }
     compare_free(rig->compare);
+    for (int i = 0; i < 2; i++)
+        g_ptr_array_unref(rig->lent[i]);
     g_array_unref(rig->released);
     g_array_unref(rig->divergences);
     g_free(rig);
+}
+
+static int
+lend(Rig *rig, CompareSide side, const CompareFrame *frame)
+{
+    int error = 0;
+
+    /* First, as it may be released at once. */
+    g_ptr_array_add(rig->lent[side], g_bytes_new(frame->bytes, frame->len));
+    CompareFrame lent = *frame;
+    guint last = rig->lent[side]->len - 1;
+
+    lent.bytes = g_bytes_get_data(g_ptr_array_index(rig->lent[side], last), NULL);
+    if (compare_lend_batch(rig->compare, side, &lent, 1, rig->now_ns, &error) == 1)
+        return 0;
+    g_ptr_array_set_size(rig->lent[side], (int)last);
+    return error;
+}
+
+void
+rig_settle(Rig *rig, CompareSide side)
+{
+    compare_settle(rig->compare, side);
+    g_assert_cmpuint(compare_lent(rig->compare, side), ==, 0);
+    g_ptr_array_set_size(rig->lent[side], 0);
 }
 
 uint64_t
@@ -101,7 +147,8 @@ rig_send_raw(Rig *rig, CompareSide side, const void *bytes, size_t len, uint8_t 
                           .epoch = rig->epoch,
                           .cookie = side == COMPARE_PRIMARY ? rig->next_cookie + 1 : 0};
 
-    rig->last_result = compare_submit(rig->compare, side, &frame, rig->now_ns);
+    rig->last_result = rig->lending ? lend(rig, side, &frame)
+                                    : compare_submit(rig->compare, side, &frame, rig->now_ns);
     if (rig->last_result == 0 && side == COMPARE_PRIMARY)
         rig->next_cookie++;
     if (rig->dump[side] && len > vnet) {

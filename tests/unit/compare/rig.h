@@ -36,6 +36,8 @@ struct Rig {
     GArray *divergences; /* RigDivergence */
     Packet conn;         /* what all packets of rig_tcp() have in common */
     void *dump[2];
+    bool lending;       /* frames are submitted by compare_lend_batch() */
+    GPtrArray *lent[2]; /* GBytes: those frames, until rig_settle() */
 };
 
 /** @name: of the test; with COLO_TEST_PCAP_DIR set, NAME.primary.pcap and NAME.secondary.pcap are
@@ -54,6 +56,9 @@ uint64_t rig_udp(Rig *rig, CompareSide side, const char *text);
 
 /** SYN-ACK of both sides: primary's numbers start at @isn, its ack is @ack; all released. */
 void rig_handshake(Rig *rig, uint32_t isn, uint32_t ack);
+
+/** compare_settle(); the memory of what was lent is given back, so that each later use is seen. */
+void rig_settle(Rig *rig, CompareSide side);
 
 /** Moves time and ticks. */
 void rig_wait(Rig *rig, int64_t ns);

@@ -275,6 +275,97 @@ START_TEST(unit_batches_do_what_single_frames_do)
 }
 END_TEST
 
+START_TEST(unit_lent_frames_are_copied_only_if_they_stay)
+{
+    Rig *rig = rig_new(__func__, NULL);
+
+    rig->lending = true;
+    uint64_t first = rig_udp(rig, P, "one");
+    uint64_t second = rig_udp(rig, P, "two");
+
+    ck_assert_uint_eq(compare_lent(rig->compare, P), 2);
+    rig_udp(rig, S, "one"); /* the rig compares where a frame leaves from with where it was lent */
+    ck_assert(rig_was_released(rig, first));
+    ck_assert_uint_eq(compare_lent(rig->compare, P), 1);
+    ck_assert_uint_eq(compare_lent(rig->compare, S), 0);
+    rig_udp(rig, S, "three");
+    rig_settle(rig, P);
+    ck_assert_uint_eq(compare_lent(rig->compare, S), 1);
+    rig_udp(rig, S, "two"); /* against the copy */
+    ck_assert(rig_was_released(rig, second));
+    rig_settle(rig, S);
+    rig_udp(rig, P, "three");
+    rig_send_raw(rig, P, "", 0, 0); /* has no place it could be sent from */
+    rig_send_raw(rig, S, "", 0, 0);
+    ck_assert(rig_all_released_in_order(rig));
+    ck_assert_uint_eq(compare_stats(rig->compare)->held_bytes, 0);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(unit_lent_frames_with_a_lowered_ack_leave_the_lender_alone)
+{
+    Rig *rig = rig_new(__func__, NULL);
+
+    rig_handshake(rig, 1000, 500);
+    rig->lending = true;
+    uint64_t held = rig_tcp(rig, P, ACK, 1001, 900, "data");
+    g_autoptr(GBytes) lent = g_bytes_ref(g_ptr_array_index(rig->lent[P], 0));
+    g_autofree void *before = g_memdup2(g_bytes_get_data(lent, NULL), g_bytes_get_size(lent));
+
+    rig_tcp(rig, S, ACK, 1001, 700, "data");
+    ck_assert_int_eq(rig_release_of(rig, held)->why, COMPARE_RELEASED_ACK_LOWERED);
+    ck_assert_mem_eq(before, g_bytes_get_data(lent, NULL), g_bytes_get_size(lent));
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(life_a_commit_takes_lent_frames_along)
+{
+    Rig *rig = rig_new(__func__, NULL);
+
+    rig->lending = true;
+    rig_udp(rig, P, "primary");
+    rig_udp(rig, S, "secondary");
+    rig_checkpoint(rig);
+    ck_assert(rig_all_released_in_order(rig));
+    ck_assert_uint_eq(compare_lent(rig->compare, P) + compare_lent(rig->compare, S), 0);
+    rig->epoch++; /* what is of an epoch to come is copied at once */
+    rig_udp(rig, P, "early");
+    ck_assert_uint_eq(compare_lent(rig->compare, P), 0);
+    rig_settle(rig, P);
+    rig_settle(rig, S);
+    rig->epoch--;
+    rig_checkpoint(rig);
+    rig_udp(rig, S, "early");
+    ck_assert(rig_all_released_in_order(rig));
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(err_lent_frames_meet_the_memory_bound_as_copies_do)
+{
+    static const uint8_t payload[1400];
+    uint32_t taken[2] = {0, 0};
+
+    for (int lending = 0; lending < 2; lending++) {
+        Rig *rig = rig_new(__func__, NULL);
+        Packet p = {.protocol = 17, .payload = payload, .len = sizeof(payload)};
+
+        rig->lending = lending;
+        while (rig_send(rig, P, &p), rig->last_result == 0)
+            taken[lending]++;
+        ck_assert_int_eq(rig->last_result, -ENOBUFS);
+        ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_MEMORY);
+        rig_settle(rig, P);
+        rig_checkpoint(rig);
+        ck_assert(rig_all_released_in_order(rig));
+        rig_free(rig);
+    }
+    ck_assert_uint_eq(taken[0], taken[1]);
+}
+END_TEST
+
 START_TEST(unit_idle_and_closed_flows_expire)
 {
     Rig *rig = rig_new(__func__, NULL);
@@ -451,7 +542,11 @@ CHECK_MAIN("compare-engine", err_configuration_out_of_range, unit_names_and_poli
            life_nothing_times_out_during_a_checkpoint, life_flush_releases_everything,
            unit_divergence_is_reported_once_per_flow_and_epoch, unit_frames_of_either_side_time_out,
            unit_time_going_backwards_or_jumping, unit_batches_do_what_single_frames_do,
-           unit_idle_and_closed_flows_expire, unit_a_flow_in_use_does_not_expire,
-           sec_flow_table_full_of_held_frames, sec_syn_flood_is_evicted_before_live_flows,
-           sec_hash_flooding_needs_the_key, sec_backlog_of_syns_is_bounded,
-           sec_descending_sequences_cost_a_bounded_search, err_frame_too_long)
+           unit_lent_frames_are_copied_only_if_they_stay,
+           unit_lent_frames_with_a_lowered_ack_leave_the_lender_alone,
+           life_a_commit_takes_lent_frames_along,
+           err_lent_frames_meet_the_memory_bound_as_copies_do, unit_idle_and_closed_flows_expire,
+           unit_a_flow_in_use_does_not_expire, sec_flow_table_full_of_held_frames,
+           sec_syn_flood_is_evicted_before_live_flows, sec_hash_flooding_needs_the_key,
+           sec_backlog_of_syns_is_bounded, sec_descending_sequences_cost_a_bounded_search,
+           err_frame_too_long)

@@ -588,6 +588,77 @@ START_TEST(life_a_new_peer_loses_nothing_of_the_one_before)
 }
 END_TEST
 
+START_TEST(unit_empty_packets)
+{
+    enum { N = 100 };
+    static const uint8_t headers[4 * N];
+    Program *p = program_start(NULL);
+    static uint8_t buf[PACKET_MAX];
+    size_t len;
+
+    put_all(p->fd[PRIMARY], headers, sizeof(headers));
+    put_all(p->fd[SECONDARY], headers, sizeof(headers));
+    for (int i = 0; i < N; i++) {
+        ck_assert(get_packet(p, OUT, DEADLINE_MS, buf, &len));
+        ck_assert_uint_eq(len, 0);
+    }
+    program_stop(p);
+}
+END_TEST
+
+/* The frames of the first are held where they were read; those of the second go elsewhere. */
+START_TEST(life_held_packets_outlive_their_peer)
+{
+    enum { EACH = 100 };
+    Program *p = program_start(NULL);
+    struct json_object *o;
+    int64_t held;
+
+    for (uint32_t i = 0; i < EACH; i++)
+        put_numbered(p, PRIMARY, i);
+    (void)close(p->fd[PRIMARY]);
+    p->fd[PRIMARY] = connect_to(p, PRIMARY);
+    for (uint32_t i = EACH; i < 2 * EACH; i++)
+        put_numbered(p, PRIMARY, i);
+    do {
+        o = program_stats(p);
+        held = stat_of(o, "primary", "held");
+        json_object_put(o);
+    } while (held < 2 * EACH);
+    for (uint32_t i = 0; i < 2 * EACH; i++)
+        put_numbered(p, SECONDARY, i);
+    expect_numbered(p, 2 * EACH);
+    program_stop(p);
+}
+END_TEST
+
+/* Lost is what was in the socket of the one that left; the next gets whole packets, in order. */
+START_TEST(life_a_new_output_peer_goes_on_with_a_whole_packet)
+{
+    enum { N = 3000, READ = 100 };
+    Program *p = program_start(NULL);
+    static uint8_t buf[PACKET_MAX];
+    uint32_t next;
+    size_t len;
+
+    for (uint32_t i = 0; i < N; i++) { /* more than its socket takes */
+        put_numbered(p, SECONDARY, i);
+        put_numbered(p, PRIMARY, i);
+    }
+    expect_numbered(p, READ);
+    (void)close(p->fd[OUT]);
+    p->in_len = 0;
+    p->fd[OUT] = connect_to(p, OUT);
+    ck_assert(get_packet(p, OUT, DEADLINE_MS, buf, &len));
+    memcpy(&next, buf + len - 4, 4);
+    ck_assert_uint_ge(next, READ);
+    ck_assert_uint_lt(next, N);
+    while (++next < N)
+        expect_udp(p, next);
+    program_stop(p);
+}
+END_TEST
+
 static int
 run_status(const char *const *arguments)
 {
@@ -664,10 +735,12 @@ START_TEST(err_usage)
 }
 END_TEST
 
-CHECK_MAIN("compare-front", life_packets_of_both_sides_come_out_in_order, life_notify_protocol,
-           life_notify_messages_close_together, err_wrong_framing_drops_the_peer_and_the_next_works,
-           life_peers_come_and_go, sec_one_side_ahead_is_slowed_down_not_lost,
+CHECK_MAIN("compare-front", life_packets_of_both_sides_come_out_in_order, unit_empty_packets,
+           life_notify_protocol, life_notify_messages_close_together,
+           err_wrong_framing_drops_the_peer_and_the_next_works, life_peers_come_and_go,
+           sec_one_side_ahead_is_slowed_down_not_lost,
            life_a_checkpoint_covers_what_was_still_in_the_socket,
            life_a_peer_that_writes_before_it_reads,
            life_who_is_asked_for_a_checkpoint_is_not_blocked,
-           life_a_new_peer_loses_nothing_of_the_one_before, life_windows_are_lowered, err_usage)
+           life_a_new_peer_loses_nothing_of_the_one_before, life_held_packets_outlive_their_peer,
+           life_a_new_output_peer_goes_on_with_a_whole_packet, life_windows_are_lowered, err_usage)

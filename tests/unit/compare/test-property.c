@@ -281,6 +281,18 @@ send_step(World *w, int side, const Step *step)
         check_release(w, &g_array_index(w->rig->released, RigRelease, i));
 }
 
+/* Frames are copied, or lent until any moment. Not from w->rand: a seed stays the same case. */
+static void
+lend_or_settle(World *w)
+{
+    uint32_t any = current_seed + (uint32_t)w->rig->next_cookie * 7 + w->rig->released->len;
+
+    if (any % 5 == 0)
+        w->rig->lending = any % 2;
+    if (any % 11 == 0)
+        rig_settle(w->rig, (CompareSide)(any / 11 % 2));
+}
+
 /* Runs both sides, the primary's SYN of each flow before the secondary's data, as in life: nobody
  * sends data before the peer saw the SYN, and it leaves only when both have sent one. */
 static void
@@ -304,6 +316,7 @@ run_frames(World *w)
         send_step(w, side, step);
         if (chance(w, 5))
             rig_wait(w->rig, below(w, 300000));
+        lend_or_settle(w);
     }
 }
 
@@ -390,6 +403,7 @@ case_anything_with_checkpoints(World *w, uint32_t seed)
             w->rig->epoch = compare_epoch(w->rig->compare);
             rig_checkpoint(w->rig);
         }
+        lend_or_settle(w);
     }
     w->rig->epoch = compare_epoch(w->rig->compare);
     rig_checkpoint(w->rig);
