@@ -217,8 +217,8 @@ engine_store(Compare *e, Held *h)
         return NULL;
     *stored = *h;
     stored->flags |= HELD_STORED;
-    if h
-        ->lent e->n_lent[h->side]++;
+    if (h->lent)
+        e->n_lent[h->side]++;
     else
         copy_frame(stored);
     replace_in_lists(h, stored);
@@ -640,6 +640,7 @@ submit_parsed(Compare *e, CompareSide side, const CompareFrame *in, const Frame 
     h.arrival_ns = e->now_ns;
     h.cookie = in->cookie;
     h.epoch = in->epoch;
+    h.flags = 0;
     h.lent = e->lending && in->len;
     h.vnet_hdr_len = in->vnet_hdr_len;
     h.side = (uint8_t)side;

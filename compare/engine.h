@@ -82,7 +82,7 @@ void engine_release_part(Compare *e, Held *h, uint32_t to, uint32_t ack, uint16_
 /** Forgets a frame that is on no flow list. */
 void engine_forget(Compare *e, Held *h);
 /** Moves @h, which lives on the stack, to slab memory, in all lists it is on, and copies its bytes,
- * now or (HELD_LENT) in compare_settle().
+ * now or (if it is lent) in compare_settle().
  *
  * Return: the stored frame; NULL if the bound is reached, @h then still is on its lists.
  */

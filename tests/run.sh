@@ -110,7 +110,8 @@ stage_tsan()
     cmake --preset tsan || return 1
     cmake --build --preset tsan -j "$jobs" --target test-proxy test-proxy-queues test-proxy-parts test-hold-queue test-arbiter test-front \
         test-range-lock test-layers test-crash test-target test-disk-control test-target-plugin test-forward \
-        test-lockstep test-lockstep-bounds test-lockstep-life test-lockstep-loss test-lockstep-tcp test-frames-stream || return 1
+        test-lockstep test-lockstep-bounds test-lockstep-digests test-lockstep-life test-lockstep-loss test-lockstep-tcp \
+        test-frames-stream || return 1
     run_ctest tsan \
         -R 'proxy|lockstep|frames-stream|arbiter|hold-queue|test-front|range-lock|test-layers$|test-crash|test-target$|target-plugin|disk-control|test-forward$'
 }

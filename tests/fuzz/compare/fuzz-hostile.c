@@ -35,7 +35,8 @@ typedef struct World {
     uint8_t released[MAX_FRAMES + 1];
     int64_t now_ns;
     bool lending;
-    GPtrArray *lent[2]; /* frames, until they are settled */
+    GPtrArray *lent[2];               /* frames, until they are settled */
+    uint32_t digest_len, digest_unit; /* of the frame submitted next */
 } World;
 
 static void
@@ -57,6 +58,15 @@ on_divergence(void *opaque, const CompareDivergence *d)
     (void)opaque;
     must(d->rule < COMPARE_N_RULES && d->n_primary_bytes <= 16 && d->n_secondary_bytes <= 16);
     must(d->waited_ns >= 0);
+}
+
+/* It never comes. */
+static void
+on_want(void *opaque, uint64_t cookie)
+{
+    const World *w = opaque;
+
+    must(cookie <= w->n_sent + 1);
 }
 
 static void
@@ -90,6 +100,11 @@ submit(World *w, CompareSide side, const uint8_t *bytes, size_t len, uint8_t vne
     g_autofree uint8_t *copy = g_memdup2(bytes, len);
     CompareFrame frame = {
         .bytes = copy, .len = (uint32_t)len, .vnet_hdr_len = vnet, .cookie = w->n_sent + 1};
+
+    if (side == COMPARE_SECONDARY) {
+        frame.digest_len = w->digest_len;
+        frame.digest_unit = w->digest_unit;
+    }
 
     if (side == COMPARE_PRIMARY && w->n_sent == MAX_FRAMES - 1)
         return;
@@ -142,10 +157,15 @@ op_packet(World *w, const uint8_t *op)
 
     if (op[9] & 1) /* and one bit of it wrong */
         buf[(size_t)op[8] % len] ^= (uint8_t)(1 << (op[9] >> 5));
+    if (op[9] & 16) { /* digests, mostly as many as there should be */
+        w->digest_unit = 500 + op[8];
+        w->digest_len = (uint32_t)(p.len / DIGEST_BYTES) * w->digest_unit - (op[7] & 15);
+    }
     submit(w, op[0] & 1, buf, len, p.vnet_hdr_len,
            (op[9] & 0xe) == 2   ? 1
            : (op[9] & 0xe) == 4 ? -1
                                 : 0);
+    w->digest_len = w->digest_unit = 0;
 }
 
 static void
@@ -183,10 +203,12 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     config.flows_max = 16;
     config.isn = size ? data[0] % 3 : 0;
     config.policy[FRAME_MALFORMED] = size > 1 ? data[1] % 3 : 0;
-    w.lending = size > 1 && (data[1] & 0x40);
+    w.lending = size > 1 && (data[1] & 0xc0) == 0x40; /* never with digests */
     for (int i = 0; i < 2; i++)
         w.lent[i] = g_ptr_array_new_with_free_func(g_free);
     must(compare_new(&config, &ops, &w, &w.compare) == 0);
+    if (size > 1 && data[1] & 0x80)
+        compare_set_digests(w.compare, &(DigestKey){{1}}, on_want);
     for (size_t at = 2; at + OP_BYTES <= size; at += OP_BYTES) {
         const uint8_t *op = data + at;
 
