@@ -259,23 +259,34 @@ mark(Forward *forward, uint64_t offset, uint64_t len)
         verify_written(forward->verify, offset, len);
 }
 
-/* How much of the request, from its front, the copy and the queue have to be told of in one step:
- * up to the end of the chunk, if the peer lacks that. False: it is not to be queued. */
+/* The sectors that are wholly in the range are in `mask` afterwards. False: there are others, or
+ * there is no room. */
 static bool
-note_for_copy(Forward *forward, uint64_t offset, uint64_t *len)
+mask_sectors(Forward *forward, uint64_t offset, uint64_t len)
 {
-    uint64_t in_chunk = MIN(*len, chunk_start(offset) + CHUNK_BYTES - offset);
+    uint64_t end = offset + len;
+    uint64_t first = (offset + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES;
+    uint64_t last = end / SECTOR_BYTES * SECTOR_BYTES;
+    bool all = first == offset && last == end;
 
+    return (first >= last || sector_mask_add(forward->mask, first, last - first)) && all;
+}
+
+/* Tells the copy of a request that will be queued. Return: of how much, from its front: up to the
+ * end of the chunk, while the peer lacks any. */
+static uint64_t
+note_for_copy(Forward *forward, uint64_t offset, uint64_t len)
+{
     if (chunk_set_count(forward->lacking) == 0)
-        return true;
-    *len = in_chunk;
+        return len;
+    len = MIN(len, chunk_start(offset) + CHUNK_BYTES - offset);
     if (!chunk_set_has(forward->lacking, offset) || forward_queue_is_holding(forward->queue) ||
-        sector_mask_add(forward->mask, offset, in_chunk))
-        return true;
-    /* A part of a sector, or too many chunks: it comes with the copy, later. */
-    chunk_set_add(forward->delayed, offset, in_chunk);
+        mask_sectors(forward, offset, len))
+        return len;
+    /* What cannot be left out has to be on the local image when it is copied. */
+    chunk_set_add(forward->delayed, offset, len);
     forward->delayed_until_ns = clock_now_ns() + SETTLED_NS;
-    return false;
+    return len;
 }
 
 /* One step of a request: how much is settled; 0: there is no room. */
@@ -291,10 +302,7 @@ change_some(Forward *forward, const ForwardEntry *what)
         mark(forward, what->offset, len);
         return len;
     case FORWARD_SYNCING:
-        if (!note_for_copy(forward, what->offset, &len)) {
-            mark(forward, what->offset, len);
-            return len;
-        }
+        len = note_for_copy(forward, what->offset, len);
         break;
     case FORWARD_MIRRORING:
         break;
