@@ -213,6 +213,7 @@ slot_take(ForwardQueue *queue)
     if (queue->free_slots == NONE)
         return NULL;
     slot = &queue->slots[queue->free_slots];
+    g_assert(slot); /* for the analyzer, which takes `slots` for NULL */
     queue->free_slots = slot->next;
     queue->n_entries++;
     return slot;
@@ -373,6 +374,7 @@ cut(ForwardQueue *queue, Set *set, Slot *slot, uint64_t offset, uint64_t end)
     if (is_left && is_right) {
         Slot *right = slot_take(queue);
 
+        g_assert(right); /* n_free */
         right->entry = (ForwardEntry){.kind = old.kind, .offset = end, .len = end_of(&old) - end};
         set_insert(queue, set, right);
         line_append(queue, set, right);
