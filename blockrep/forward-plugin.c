@@ -209,6 +209,7 @@ forward_after_fork(void)
 static void
 forward_cleanup(void)
 {
+    plugin_quit_done(); /* the clients are gone: what follows may take its time */
     if (plugin.forward)
         forward_stop(plugin.forward);
     g_clear_pointer(&plugin.control, disk_control_free);

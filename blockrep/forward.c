@@ -128,6 +128,9 @@ forward_free(Forward *forward)
     chunk_set_free(forward->flushing);
     chunk_set_free(forward->confirmed);
     forward_queue_free(forward->queue);
+    /* Who closes the map says with it that the disk has what it does not mark. */
+    if (forward->map && forward->mode != FORWARD_IDLE && fdatasync(forward->disk_fd) < 0)
+        dirty_map_distrust(forward->map);
     dirty_map_free(forward->map);
     journal_free(forward->journal);
     fd_clear(&forward->disk_fd);
@@ -339,7 +342,6 @@ forward_status(Forward *forward, ForwardStatus *ret_status)
         .holding = forward_queue_is_holding(forward->queue),
         .synced = forward->synced,
         .epoch = forward->epoch,
-        .marked_bytes = dirty_map_marked_bytes(forward->map),
         .left_bytes = chunk_set_count(forward->lacking) * CHUNK_BYTES,
         .copied_bytes = forward->copied_bytes,
         .sent_bytes = forward->sent_bytes,
@@ -355,6 +357,8 @@ forward_status(Forward *forward, ForwardStatus *ret_status)
     (void)g_strlcpy(ret_status->fault_text, forward->fault_text, sizeof(ret_status->fault_text));
     forward_queue_status(forward->queue, &ret_status->queue);
     forward_unlock(forward);
+    /* Looks through the whole map, which the guest's requests must not wait for. */
+    ret_status->marked_bytes = dirty_map_marked_bytes(forward->map);
 }
 
 void

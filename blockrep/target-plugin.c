@@ -150,6 +150,7 @@ target_after_fork(void)
 static void
 target_cleanup(void)
 {
+    plugin_quit_done(); /* the clients are gone: what follows may take its time */
     if (plugin.target)
         target_stop(plugin.target);
     g_clear_pointer(&plugin.control, disk_control_free);

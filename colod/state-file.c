@@ -8,12 +8,12 @@
 #include "state-file.h"
 
 #include "fd.h"
+#include "file-replace.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <gio/gio.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -266,33 +266,6 @@ format_state(const HostState *state)
     return g_string_free(text, FALSE);
 }
 
-static gboolean
-write_durably(int fd, const char *text)
-{
-    size_t left = strlen(text);
-
-    while (left > 0) {
-        ssize_t n = write(fd, text, left);
-
-        if (n < 0 && errno != EINTR)
-            return FALSE;
-        if (n > 0) {
-            text += n;
-            left -= (size_t)n;
-        }
-    }
-    return fsync(fd) == 0;
-}
-
-static gboolean
-sync_folder_of(const char *path)
-{
-    g_autofree char *folder = g_path_get_dirname(path);
-    auto_fd int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-    return fd >= 0 && fsync(fd) == 0;
-}
-
 gboolean
 host_state_save(const char *path, const HostState *state, GError **error)
 {
@@ -303,17 +276,6 @@ host_state_save(const char *path, const HostState *state, GError **error)
         g_assert(state->tap_fd[i] >= -1 && state->tap_fd[i] <= TAP_FD_MAX);
 
     g_autofree char *text = format_state(state);
-    g_autofree char *temporary = g_strconcat(path, ".new", NULL);
-    auto_fd int fd =
-        open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, (mode_t)0600);
 
-    if (fd < 0)
-        return fail_errno(temporary, "create it", error);
-    if (!write_durably(fd, text))
-        return fail_errno(temporary, "write it", error);
-    if (rename(temporary, path) < 0)
-        return fail_errno(path, "replace it", error);
-    if (!sync_folder_of(path))
-        return fail_errno(path, "make its folder durable", error);
-    return TRUE;
+    return file_replace(path, text, strlen(text), error);
 }

@@ -37,7 +37,7 @@ Runs all stages, or only those named:
   tidy      clang-tidy
   cppcheck  cppcheck
   lab       QEMU and guest of the lab
-  block     the secondary's disk with real NBD clients
+  block     disks of both hosts with real NBD clients
   e2e       end-to-end tests
 USAGE
 }
@@ -109,10 +109,10 @@ stage_tsan()
 {
     cmake --preset tsan || return 1
     cmake --build --preset tsan -j "$jobs" --target test-proxy test-proxy-parts test-hold-queue test-arbiter test-front \
-        test-range-lock test-layers test-crash test-target test-disk-control test-target-plugin \
+        test-range-lock test-layers test-crash test-target test-disk-control test-target-plugin test-forward \
         test-lockstep test-lockstep-bounds test-lockstep-life test-lockstep-loss test-lockstep-tcp test-frames-stream || return 1
     run_ctest tsan \
-        -R 'proxy|lockstep|frames-stream|arbiter|hold-queue|test-front|range-lock|test-layers$|test-crash|test-target$|target-plugin|disk-control'
+        -R 'proxy|lockstep|frames-stream|arbiter|hold-queue|test-front|range-lock|test-layers$|test-crash|test-target$|target-plugin|disk-control|test-forward$'
 }
 
 # A crash leaves its input in build/fuzz/found.
