@@ -60,6 +60,9 @@ const ConfigKey config_keys[] = {
      .standard = "virtio-net-pci", .doc = "QEMU's NIC model"},
     {CONFIG_GROUP_NIC, "port", CONFIG_TYPE_ENUM, NIC_MEMBER(port), .standard = "tap",
      .choices = ports, .doc = "how QEMU is connected"},
+    {CONFIG_GROUP_NIC, "queues", CONFIG_TYPE_UINT, NIC_MEMBER(queues), .standard = "1",
+     .min = 1, .max = CONFIG_MAX_QUEUES,
+     .doc = "the NIC's queues, the same on both hosts (virtio-net-pci on a tap)"},
 
     {CONFIG_GROUP_DISK, "image", CONFIG_TYPE_PATH, DISK_MEMBER(image), .required = true,
      .doc = "the raw file or block device, of the same size on both hosts"},
@@ -81,7 +84,7 @@ const ConfigKey config_keys[] = {
     {CONFIG_GROUP_DISK, "overlay-dir", CONFIG_TYPE_PATH, DISK_MEMBER(overlay_dir),
      .doc = "the folder of the disk's overlays"},
 
-    {"network", "mode", CONFIG_TYPE_ENUM, MEMBER(network_mode), .standard = "buffered",
+    {"network", "mode", CONFIG_TYPE_ENUM, MEMBER(network_mode), .standard = "lockstep",
      .choices = modes, .doc = "when the guest's output may leave"},
     {"network", "hold-limit-mib", CONFIG_TYPE_UINT, MEMBER(hold_limit_mib), .standard = "64",
      .min = 1, .max = 4096, .doc = "the bound of held output per NIC in MiB"},

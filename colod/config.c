@@ -382,6 +382,23 @@ default_tap(const char *vm_name, unsigned index)
 }
 
 static gboolean
+check_queues(const Parse *parse, const char *group, const ConfigNic *nic, GError **error)
+{
+    g_autofree char *problem = NULL;
+
+    if (nic->queues == 1)
+        return TRUE;
+    if (nic->port != CONFIG_PORT_TAP)
+        return fail(parse, CONFIG_ERROR_VALUE, group, "queues",
+                    "a stream has one queue only; use port=tap, or remove it", error);
+    if (g_str_has_prefix(nic->model, "virtio-net-pci"))
+        return TRUE;
+    problem = g_strdup_printf("'%s' has one queue only; use model=virtio-net-pci, or remove it",
+                              nic->model);
+    return fail(parse, CONFIG_ERROR_VALUE, group, "queues", problem, error);
+}
+
+static gboolean
 read_nic(const Parse *parse, const char *group, GError **error)
 {
     Config *config = parse->config;
@@ -397,6 +414,8 @@ read_nic(const Parse *parse, const char *group, GError **error)
     }
     if (!nic->tap)
         nic->tap = default_tap(config->vm_name, index);
+    if (!check_queues(parse, group, nic, error))
+        return FALSE;
 
     for (unsigned i = 0; i < index; i++) {
         if (memcmp(config->nics[i].mac, nic->mac, sizeof(nic->mac)) == 0)
@@ -781,6 +800,7 @@ config_guest_digest(const Config *config, GError **error)
     digest_uint(sum, "nics", config->n_nics);
     for (unsigned i = 0; i < config->n_nics; i++) {
         digest_text(sum, "model", config->nics[i].model);
+        digest_uint(sum, "queues", config->nics[i].queues);
         digest_text(sum, "mac", "");
         g_checksum_update(sum, config->nics[i].mac, sizeof(config->nics[i].mac));
     }

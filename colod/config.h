@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { CONFIG_MAX_NICS = 8, CONFIG_MAX_DISKS = 8 };
+enum { CONFIG_MAX_NICS = 8, CONFIG_MAX_QUEUES = 8, CONFIG_MAX_DISKS = 8 };
 
 typedef enum ConfigRole { CONFIG_ROLE_PRIMARY, CONFIG_ROLE_SECONDARY } ConfigRole;
 typedef enum ConfigArbiter { CONFIG_ARBITER_MANUAL, CONFIG_ARBITER_FILE } ConfigArbiter;
@@ -29,6 +29,8 @@ typedef struct ConfigNic {
     char *tap;   /* LAN tap's name; default colo-<vm><n>, cut to IFNAMSIZ */
     char *model; /* QEMU device model, default virtio-net-pci */
     ConfigPort port;
+    unsigned
+        queues; /* pairs of them, 1 … CONFIG_MAX_QUEUES; more than one: tap and virtio-net-pci */
 } ConfigNic;
 
 typedef struct ConfigDisk {

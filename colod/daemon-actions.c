@@ -269,7 +269,19 @@ on_vm_stuck(Vm *vm G_GNUC_UNUSED, const GError *reason, gpointer user_data)
 
     daemon_set_detail(d, "QEMU is stuck: %s", reason->message);
     event_log_add(d->log, EVENT_WARNING, "vm-stuck", "%s", reason->message);
+    d->facts.vm_stuck = TRUE;
     daemon_event(d, PAIR_EVENT_VM_STUCK);
+}
+
+static void
+on_vm_answers(Vm *vm G_GNUC_UNUSED, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    event_log_add(d->log, EVENT_INFO, "vm-answers", "QEMU answers again");
+    daemon_set_detail(d, "%s", "");
+    d->facts.vm_stuck = FALSE;
+    daemon_retry_later(d);
 }
 
 static void
@@ -290,6 +302,7 @@ static const VmHandlers vm_handlers = {
     .ready = on_vm_ready,
     .dead = on_vm_dead,
     .stuck = on_vm_stuck,
+    .answers = on_vm_answers,
     .stopped = daemon_vm_stopped,
     .resumed = daemon_vm_resumed,
     .guest_shutdown = on_guest_shutdown,
@@ -305,7 +318,7 @@ remember_vm(Daemon *d)
     for (unsigned i = 0; i < STATE_MAX_NICS; i++) {
         const gboolean tap = i < d->config->n_nics && d->config->nics[i].port == CONFIG_PORT_TAP;
 
-        d->wanted_state.tap_fd[i] = tap ? vm_tap_fd_number(i) : -1;
+        d->wanted_state.tap_fd[i] = tap ? vm_tap_fd_number(i, 0) : -1;
     }
     if (g_file_get_contents("/proc/sys/kernel/random/boot_id", &boot_id, NULL, NULL))
         g_strlcpy(d->wanted_state.boot_id, g_strstrip(boot_id), sizeof(d->wanted_state.boot_id));
@@ -317,7 +330,7 @@ start_vm(Daemon *d, gboolean incoming)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(GPtrArray) disks = daemon_disks_arguments(d, incoming);
-    int fds[CONFIG_MAX_NICS];
+    VmTapFds fds[CONFIG_MAX_NICS];
 
     d->facts.off_wanted = FALSE;
     if (!daemon_make_proxy(d, NULL, &error)) {
@@ -325,10 +338,12 @@ start_vm(Daemon *d, gboolean incoming)
         return;
     }
     for (unsigned i = 0; i < d->config->n_nics; i++)
-        fds[i] = proxy_take_guest_fd(d->proxy, i);
+        for (unsigned queue = 0; queue < CONFIG_MAX_QUEUES; queue++)
+            fds[i].queues[queue] = proxy_take_guest_fd(d->proxy, i, queue);
     d->vm = vm_start(d->config, d->run_dir, fds, disks, incoming, &vm_handlers, d, &error);
     for (unsigned i = 0; i < d->config->n_nics; i++)
-        fd_clear(&fds[i]);
+        for (unsigned queue = 0; queue < CONFIG_MAX_QUEUES; queue++)
+            fd_clear(&fds[i].queues[queue]);
     if (d->vm == NULL) {
         fail_vm(d, "QEMU", error);
         return;
@@ -429,6 +444,7 @@ daemon_forget_vm(Daemon *d)
 {
     daemon_close_gate(d);
     g_clear_pointer(&d->vm, vm_free);
+    d->facts.vm_stuck = FALSE;
     g_clear_pointer(&d->proxy, proxy_free);
     daemon_disks_stop(d);
     if (d->wanted_state.qemu_pid != 0) {
@@ -455,6 +471,7 @@ on_left_colo(Vm *vm G_GNUC_UNUSED, const GError *error G_GNUC_UNUSED, gpointer u
 static void
 set_output(Daemon *d, ProxyEgress egress)
 {
+    d->output_held = FALSE;
     if (d->proxy == NULL)
         return;
     proxy_set_egress(d->proxy, egress, NULL, NULL);
@@ -506,6 +523,9 @@ daemon_act(Daemon *d, PairAction action)
     case PAIR_ACTION_OPEN_OUTPUT:
     case PAIR_ACTION_DROP_OUTPUT:
         set_output(d, action == PAIR_ACTION_OPEN_OUTPUT ? PROXY_EGRESS_OPEN : PROXY_EGRESS_DROP);
+        break;
+    case PAIR_ACTION_HOLD_OUTPUT:
+        daemon_network_hold(d);
         break;
     case PAIR_ACTION_CLAIM:
     case PAIR_ACTION_CLAIM_OPERATOR:

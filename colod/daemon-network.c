@@ -7,12 +7,14 @@
  */
 #include "daemon-private.h"
 
+#include <assert.h>
 #include <string.h>
 
 #include "clock.h"
 #include "frames-stream.h"
 
 enum { PARTS_PER_TIMEOUT = 20 };
+static_assert((int)CONFIG_MAX_QUEUES == (int)PROXY_MAX_QUEUES, "what is configured can be had");
 
 gboolean
 daemon_is_lockstep(const Daemon *d)
@@ -131,6 +133,7 @@ fill_proxy_config(const Daemon *d, ProxyConfig *config, char **stream_paths)
         config->nics[i] = (ProxyNic){
             .name = nic->name,
             .port = nic->port == CONFIG_PORT_TAP ? PROXY_PORT_TAP : PROXY_PORT_STREAM,
+            .queues = nic->queues,
             .bridge = nic->bridge,
             .lan_tap = nic->tap,
             .stream_path = stream_paths[i],
@@ -181,7 +184,8 @@ daemon_network_detach_peer(Daemon *d)
 int64_t
 daemon_network_lease_ns(const Daemon *d)
 {
-    return peer_link_confirmed_ns(d->link) + d->lease_ms * NS_PER_MS;
+    /* Not 0, which is a lease without end. */
+    return d->output_held ? 1 : peer_link_confirmed_ns(d->link) + d->lease_ms * NS_PER_MS;
 }
 
 void
@@ -189,6 +193,13 @@ daemon_network_renew_lease(Daemon *d)
 {
     if (d->proxy != NULL && daemon_is_lockstep(d))
         proxy_set_lease(d->proxy, daemon_network_lease_ns(d));
+}
+
+void
+daemon_network_hold(Daemon *d)
+{
+    d->output_held = TRUE;
+    daemon_network_renew_lease(d);
 }
 
 /* ---- modes and epochs ---- */

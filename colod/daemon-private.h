@@ -116,7 +116,8 @@ struct Daemon {
 
     char *peer_software, *peer_qemu_version;
     gboolean peer_said_state;
-    unsigned lease_ms; /* the smaller one of the two hosts' heartbeat limits */
+    unsigned lease_ms;    /* the smaller one of the two hosts' heartbeat limits */
+    gboolean output_held; /* handing over: there is no lease, until output is opened or dropped */
     gboolean selftest_done, selftest_ok, return_path;
     char *selftest_text, *qemu_version;
 
@@ -186,6 +187,7 @@ void daemon_network_stand_by(Daemon *d);
 /* Until when output may leave: the peer does not act on our silence before. CLOCK_MONOTONIC. */
 int64_t daemon_network_lease_ns(const Daemon *d);
 void daemon_network_renew_lease(Daemon *d);
+void daemon_network_hold(Daemon *d);
 /* The gate's points; the callback goes on from there. */
 void daemon_network_arm(Daemon *d, ProxyDoneFunc armed);
 void daemon_network_pause(Daemon *d, ProxyDoneFunc paused);

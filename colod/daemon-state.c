@@ -133,6 +133,7 @@ static void
 take_generation(Daemon *d, guint64 generation)
 {
     d->wanted_state.generation = generation;
+    d->wanted_state.claiming = 0;
     d->wanted_state.role = STATE_ROLE_PRIMARY;
     d->wanted_state.protecting = FALSE;
     daemon_save(d, on_granted_saved, GUINT_TO_POINTER(d->claim_serial));
@@ -142,6 +143,7 @@ static void
 drop_role(Daemon *d, guint64 generation)
 {
     d->wanted_state.generation = MAX(generation, d->wanted_state.generation);
+    d->wanted_state.claiming = 0;
     d->wanted_state.role = STATE_ROLE_NONE;
     d->wanted_state.protecting = FALSE;
 }
@@ -197,6 +199,17 @@ on_claim(const ArbiterAnswer *answer, gpointer user_data)
     }
 }
 
+/* Beside the claim, not ahead of it: a takeover is not to wait for our disk. If we die before this
+ * is written and after the claim is won, an operator is needed. */
+static void
+note_claim(Daemon *d)
+{
+    if (d->wanted_state.claiming == d->claim)
+        return;
+    d->wanted_state.claiming = d->claim;
+    daemon_save(d, NULL, NULL);
+}
+
 void
 daemon_claim(Daemon *d, gboolean operator_decides)
 {
@@ -210,6 +223,7 @@ daemon_claim(Daemon *d, gboolean operator_decides)
     claim->serial = d->claim_serial;
     claim->generation = d->claim;
     d->facts.claim_pending = TRUE;
+    note_claim(d);
     arbiter_claim(d->arbiter, d->claim, operator_decides, on_claim, claim);
 }
 
@@ -267,9 +281,9 @@ on_followed(Daemon *d, gboolean saved, gpointer user_data G_GNUC_UNUSED)
     if (!saved)
         return;
     daemon_send_state(d);
-    /* The newer generation may be one in which nobody has run: disks tell who is to. */
-    if (d->facts.has_disks)
-        daemon_event(d, PAIR_EVENT_RETRY);
+    /* What the peer said last meets other facts now: this host may be the one to start the VM. */
+    if (d->facts.peer_up)
+        daemon_event(d, PAIR_EVENT_PEER_STATE);
 }
 
 void
@@ -294,6 +308,33 @@ our_vm_lives(const Daemon *d)
            process_exists(d->wanted_state.qemu_pid, d->wanted_state.qemu_start_ticks);
 }
 
+/* The newest generation is ours, and yet not in the state file. If that says that we were claiming
+ * it, or if its VM still lives, we died before we could note the answer and nobody ever ran in it.
+ * If not, the file is older than that generation: it was set back, and what ran then is gone. */
+static gboolean
+claimed_and_never_used(const Daemon *d, const ArbiterAnswer *answer)
+{
+    return strcmp(answer->owner, d->config->host) == 0 &&
+           (d->facts.vm_alive || d->wanted_state.claiming == answer->newest);
+}
+
+static void
+judge_newer_generation(Daemon *d, const ArbiterAnswer *answer)
+{
+    d->facts.stale = !claimed_and_never_used(d, answer);
+    if (d->facts.stale) {
+        daemon_set_detail(d, "stale: %s; this host knows generation %" G_GUINT64_FORMAT,
+                          answer->text, d->facts.generation);
+        return;
+    }
+    /* A primary's VM goes on, by the same claim again. */
+    if (d->facts.vm_alive && d->facts.role_primary)
+        return;
+    drop_role(d, answer->newest);
+    d->facts.role_primary = d->facts.protecting = FALSE;
+    daemon_save(d, NULL, NULL);
+}
+
 static void
 on_boot_query(const ArbiterAnswer *answer, gpointer user_data)
 {
@@ -303,15 +344,7 @@ on_boot_query(const ArbiterAnswer *answer, gpointer user_data)
     d->facts.vm_alive = our_vm_lives(d);
     adopt_saved(d, &d->wanted_state);
     if (answer->newest > d->facts.generation)
-        d->facts.stale = strcmp(answer->owner, d->config->host) != 0;
-    if (d->facts.stale)
-        daemon_set_detail(d, "stale: %s; this host knows generation %" G_GUINT64_FORMAT,
-                          answer->text, d->facts.generation);
-    else if (answer->newest > d->facts.generation && !d->facts.vm_alive) {
-        /* Claimed by us, never run in. */
-        drop_role(d, answer->newest);
-        daemon_save(d, NULL, NULL);
-    }
+        judge_newer_generation(d, answer);
     daemon_event(d, PAIR_EVENT_BOOT);
 }
 

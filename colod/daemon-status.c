@@ -22,6 +22,10 @@ has_detail(const Daemon *d)
 static char *
 alone_reason(const Daemon *d)
 {
+    if (d->facts.vm_stuck)
+        return g_strdup_printf("%s; this is the only copy of the VM, so it is kept (`colo stop-vm` "
+                               "ends it)",
+                               has_detail(d) ? d->detail : "QEMU is stuck");
     if (!d->facts.wants_protection)
         return g_strdup("suspended by the operator: `colo protect` ends it");
     if (!d->selftest_done)
@@ -104,6 +108,9 @@ daemon_reason(const Daemon *d)
     case PAIR_CLAIM_PRIMARY:
     case PAIR_CLAIM_SECONDARY:
         return claim_reason(d);
+    case PAIR_HANDING_OVER:
+    case PAIR_PROVING:
+        return g_strdup("failing over: planned, waiting for the secondary's VM to run on");
     case PAIR_JUDGING:
     case PAIR_RESUMING:
     case PAIR_TAKING_OVER:
@@ -188,12 +195,14 @@ egress_name(const Daemon *d)
     case PAIR_MIGRATING:
         return "open";
     case PAIR_PROTECTED:
+    case PAIR_HANDING_OVER:
     case PAIR_JUDGING:
     case PAIR_CLAIM_PRIMARY:
     case PAIR_RESUMING:
-        return lockstep ? "compared" : "held";
+        return lockstep && !d->output_held ? "compared" : "held";
     case PAIR_INCOMING:
     case PAIR_STANDBY:
+    case PAIR_PROVING:
     case PAIR_CLAIM_SECONDARY:
     case PAIR_TAKING_OVER:
         return lockstep ? "shadow" : "kept";

@@ -181,6 +181,8 @@ enter_state(Daemon *d)
     case PAIR_PREPARING:
     case PAIR_SYNCING:
     case PAIR_MIGRATING:
+    case PAIR_HANDING_OVER:
+    case PAIR_PROVING:
     case PAIR_JUDGING:
     case PAIR_CLAIM_PRIMARY:
     case PAIR_RESUMING:

@@ -7,8 +7,9 @@
  * covers all that clients have seen. Three rules carry this:
  *
  *   1. Output is opened in three places only: after START_VM (nobody else has a VM: a claim was
- *      won), after ADOPT_VM of a VM that never armed a secondary, and after LEAVE_COLO, which
- *      follows only CLAIM_GRANTED.
+ *      won), after ADOPT_VM of a VM that never armed a secondary, and after the LEAVE_COLO that
+ *      follows CLAIM_GRANTED. (A planned failover does LEAVE_COLO before that too, to see whether
+ *      the VM runs on, while the primary holds its output.)
  *   2. Two hosts without a VM agree by proposal and consent if there is no arbiter. From ARM on,
  * either side needs the claim for generation g+1 before it goes on alone. The claim is granted by
  * the arbiter, by an operator, or by the peer giving its VM up for good (VM_DEAD, saved before it
@@ -45,12 +46,14 @@ static_assert(PAIR_N_STATES < 64, "states are kept as bits");
 #define GUARD(name) guard_##name, #name
 
 #define PRIMARY_STATES                                                                             \
-    (IN(ALONE) | IN(PREPARING) | IN(SYNCING) | IN(MIGRATING) | IN(PROTECTED) | IN(JUDGING) |       \
-     IN(CLAIM_PRIMARY) | IN(RESUMING) | IN(STARTING) | IN(ADOPTING) | IN(ADOPT_CLAIM))
-#define SECONDARY_STATES (IN(INCOMING_START) | IN(INCOMING) | IN(STANDBY) | IN(CLAIM_SECONDARY))
+    (IN(ALONE) | IN(PREPARING) | IN(SYNCING) | IN(MIGRATING) | IN(PROTECTED) | IN(HANDING_OVER) |  \
+     IN(JUDGING) | IN(CLAIM_PRIMARY) | IN(RESUMING) | IN(STARTING) | IN(ADOPTING) |                \
+     IN(ADOPT_CLAIM))
+#define SECONDARY_STATES                                                                           \
+    (IN(INCOMING_START) | IN(INCOMING) | IN(STANDBY) | IN(PROVING) | IN(CLAIM_SECONDARY))
 #define ARMED_STATES                                                                               \
-    (IN(PROTECTED) | IN(JUDGING) | IN(CLAIM_PRIMARY) | IN(ADOPT_CLAIM) | IN(STANDBY) |             \
-     IN(CLAIM_SECONDARY))
+    (IN(PROTECTED) | IN(HANDING_OVER) | IN(JUDGING) | IN(CLAIM_PRIMARY) | IN(ADOPT_CLAIM) |        \
+     IN(STANDBY) | IN(PROVING) | IN(CLAIM_SECONDARY))
 
 static gboolean
 peer_has_vm(const PairFacts *f)
@@ -185,7 +188,7 @@ static gboolean
 guard_can_protect(const PairFacts *f)
 {
     return f->peer_up && (f->peer_state == PAIR_IDLE || f->peer_state == PAIR_OFF) &&
-           f->wants_protection && f->may_prepare;
+           f->wants_protection && f->may_prepare && !f->vm_stuck;
 }
 
 static gboolean
@@ -219,7 +222,21 @@ static gboolean
 guard_peer_stands_by(const PairFacts *f)
 {
     return f->peer_up && f->peer_generation == f->generation &&
-           (f->peer_state == PAIR_STANDBY || f->peer_state == PAIR_CLAIM_SECONDARY);
+           (f->peer_state == PAIR_STANDBY || f->peer_state == PAIR_PROVING ||
+            f->peer_state == PAIR_CLAIM_SECONDARY);
+}
+
+/* The primary holds its output and waits for us. */
+static gboolean
+guard_peer_hands_over(const PairFacts *f)
+{
+    return f->peer_up && f->peer_generation == f->generation && f->peer_state == PAIR_HANDING_OVER;
+}
+
+static gboolean
+guard_promotable_peer_hands_over(const PairFacts *f)
+{
+    return f->promotable && guard_peer_hands_over(f);
 }
 
 /* A secondary whose primary has gone on alone and whose messages crossed with ours. */
@@ -245,11 +262,11 @@ guard_peer_stands_by_no_claim_pending(const PairFacts *f)
 
 static const Rule rules[] = {
     /* Fencing. A secondary that is not armed follows its primary's generation instead. */
-    {PRIMARY_STATES | IN(STANDBY) | IN(CLAIM_SECONDARY) | IN(TAKING_OVER), ON(PEER_UP),
-     GUARD(peer_newer), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
+    {PRIMARY_STATES | IN(STANDBY) | IN(PROVING) | IN(CLAIM_SECONDARY) | IN(TAKING_OVER),
+     ON(PEER_UP), GUARD(peer_newer), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
      "the peer has a newer generation"},
-    {PRIMARY_STATES | IN(STANDBY) | IN(CLAIM_SECONDARY) | IN(TAKING_OVER), ON(PEER_STATE),
-     GUARD(peer_newer), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
+    {PRIMARY_STATES | IN(STANDBY) | IN(PROVING) | IN(CLAIM_SECONDARY) | IN(TAKING_OVER),
+     ON(PEER_STATE), GUARD(peer_newer), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
      "the peer has a newer generation"},
     {IN(ALONE) | IN(PREPARING) | IN(SYNCING), ON(PEER_UP), GUARD(split_brain_loser), PAIR_STOPPING,
      DO(A(DROP_OUTPUT), A(KILL_VM)), "both hosts were made to run the VM; the other one keeps it"},
@@ -343,6 +360,14 @@ static const Rule rules[] = {
     {IN(ALONE), ON(OP_PROTECT), GUARD(can_protect), PAIR_PREPARING, DO(A(SEND_PREPARE)),
      "operator's order"},
 
+    /* The last copy of the guest is not thrown away because it stands still. */
+    {IN(ALONE), ON(VM_STUCK), GUARD(always), STAY, DO(A(NONE)),
+     "QEMU is stuck; nobody else has the VM, so it is kept"},
+    {IN(PREPARING) | IN(SYNCING), ON(VM_STUCK), GUARD(always), PAIR_ALONE,
+     DO(A(SEND_DISCARD), A(RETRY_LATER)), "QEMU is stuck; nobody else has the VM, so it is kept"},
+    {IN(MIGRATING), ON(VM_STUCK), GUARD(always), PAIR_RESUMING,
+     DO(A(LEAVE_COLO), A(SEND_DISCARD), A(RETRY_LATER)), "QEMU is stuck in the initial migration"},
+
     {IN(PREPARING), ON(PEER_PREPARED), GUARD(has_disks), PAIR_SYNCING, DO(A(CONNECT_DISKS)),
      "the peer's disks and VM wait"},
     {IN(PREPARING), ON(PEER_PREPARED), GUARD(always), PAIR_MIGRATING, DO(A(START_MIGRATION)),
@@ -394,9 +419,18 @@ static const Rule rules[] = {
      "QEMU closed its stream"},
     {IN(PROTECTED) | IN(JUDGING), ON(VM_STUCK), GUARD(always), PAIR_STOPPING,
      DO(A(DROP_OUTPUT), A(KILL_VM)), "QEMU is stuck"},
-    {IN(PROTECTED), ON(PEER_HAND_OVER), GUARD(always), PAIR_STOPPING,
-     DO(A(DROP_OUTPUT), A(KILL_VM)), "handed over to the peer"},
+    {IN(PROTECTED), ON(PEER_HAND_OVER), GUARD(always), PAIR_HANDING_OVER, DO(A(HOLD_OUTPUT)),
+     "handing over to the peer"},
     {IN(PROTECTED), ON(OP_UNPROTECT), GUARD(always), STAY, DO(A(SEND_DISCARD)), "operator's order"},
+
+    /* The gate's end is the secondary leaving COLO. Its newer generation ends our VM. */
+    {IN(HANDING_OVER), ON(PEER_DOWN), GUARD(always), PAIR_CLAIM_PRIMARY, DO(A(CLAIM)), "link lost"},
+    {IN(HANDING_OVER), ON(PEER_VM_DEAD), GUARD(always), PAIR_CLAIM_PRIMARY, DO(A(CLAIM)),
+     "the secondary's VM ended"},
+    {IN(HANDING_OVER), ON(TIMEOUT), GUARD(always), PAIR_CLAIM_PRIMARY,
+     DO(A(CLAIM), A(SEND_DISCARD)), "the secondary did not go on"},
+    {IN(HANDING_OVER), ON(VM_STUCK), GUARD(always), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
+     "QEMU is stuck"},
 
     {IN(JUDGING), ON(VM_ALIVE), GUARD(always), PAIR_CLAIM_PRIMARY, DO(A(CLAIM), A(SEND_DISCARD)),
      "QEMU lives, COLO failed in it"},
@@ -447,8 +481,8 @@ static const Rule rules[] = {
      "initial migration failed"},
     {IN(INCOMING) | IN(STANDBY), ON(GATE_VM), GUARD(always), PAIR_STOPPING,
      DO(A(CLOSE_GATE), A(KILL_VM)), "QEMU failed"},
-    {IN(INCOMING) | IN(STANDBY) | IN(CLAIM_SECONDARY), ON(DISK_FAULT), GUARD(always), PAIR_STOPPING,
-     DO(A(CLOSE_GATE), A(KILL_VM)), "the VM here has lost its view of a disk"},
+    {IN(INCOMING) | IN(STANDBY) | IN(PROVING) | IN(CLAIM_SECONDARY), ON(DISK_FAULT), GUARD(always),
+     PAIR_STOPPING, DO(A(CLOSE_GATE), A(KILL_VM)), "the VM here has lost its view of a disk"},
     {IN(TAKING_OVER), ON(DISK_FAULT), GUARD(always), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
      "the VM here has lost its view of a disk"},
     {IN(INCOMING_START) | IN(INCOMING), ON(PEER_DOWN), GUARD(always), PAIR_STOPPING,
@@ -464,6 +498,20 @@ static const Rule rules[] = {
     {IN(INCOMING) | IN(STANDBY), ON(VM_STUCK), GUARD(always), PAIR_STOPPING,
      DO(A(CLOSE_GATE), A(KILL_VM)), "QEMU is stuck"},
     {IN(STANDBY), ON(PEER_DOWN), GUARD(always), STAY, DO(A(DETACH_GATE)), "link lost"},
+    {IN(STANDBY), ON(PEER_STATE), GUARD(peer_hands_over), STAY, DO(A(DETACH_GATE)),
+     "the primary holds its output and hands over"},
+    {IN(STANDBY), ON(GATE_PEER), GUARD(promotable_peer_hands_over), PAIR_PROVING, DO(A(LEAVE_COLO)),
+     "the primary hands over"},
+    {IN(PROVING), ON(VM_RUNNING), GUARD(peer_hands_over), PAIR_CLAIM_SECONDARY,
+     DO(A(CLAIM_OPERATOR)), "the VM runs on, and the primary waits for it"},
+    {IN(PROVING), ON(VM_RUNNING), GUARD(always), PAIR_CLAIM_SECONDARY, DO(A(CLAIM)),
+     "the VM runs on, and the primary was lost meanwhile"},
+    {IN(PROVING), ON(VM_STUCK), GUARD(always), PAIR_STOPPING, DO(A(CLOSE_GATE), A(KILL_VM)),
+     "QEMU is stuck"},
+    {IN(PROVING), ON(TIMEOUT), GUARD(always), PAIR_STOPPING, DO(A(CLOSE_GATE), A(KILL_VM)),
+     "QEMU missed its deadline"},
+    {IN(PROVING), ON(PEER_DISCARD), GUARD(always), PAIR_STOPPING, DO(A(CLOSE_GATE), A(KILL_VM)),
+     "the primary goes on without a secondary"},
     {IN(STANDBY), ON(GATE_PEER), GUARD(promotable), PAIR_CLAIM_SECONDARY, DO(A(CLAIM)),
      "the primary is lost"},
     {IN(STANDBY), ON(GATE_PEER), GUARD(always), PAIR_STOPPING, DO(A(CLOSE_GATE), A(KILL_VM)),
@@ -473,8 +521,8 @@ static const Rule rules[] = {
      "taken over"},
 
     /* Ends of QEMU. */
-    {IN(PROTECTED) | IN(JUDGING) | IN(CLAIM_PRIMARY) | IN(ALONE) | IN(PREPARING) | IN(SYNCING) |
-         IN(MIGRATING) | IN(RESUMING) | IN(TAKING_OVER),
+    {IN(PROTECTED) | IN(HANDING_OVER) | IN(JUDGING) | IN(CLAIM_PRIMARY) | IN(ALONE) |
+         IN(PREPARING) | IN(SYNCING) | IN(MIGRATING) | IN(RESUMING) | IN(TAKING_OVER),
      ON(VM_DEAD), GUARD(off_wanted), PAIR_OFF,
      DO(A(DROP_OUTPUT), A(CLOSE_GATE), A(SEND_DISCARD), A(GIVE_UP)), "the guest was shut down"},
     {IN(STOPPING), ON(VM_DEAD), GUARD(off_wanted), PAIR_OFF,
@@ -490,99 +538,6 @@ static const Rule rules[] = {
     {PRIMARY_STATES, ON(OP_STOP), GUARD(always), PAIR_STOPPING, DO(A(DROP_OUTPUT), A(KILL_VM)),
      "operator's order"},
 };
-
-static const char *const state_names[] = {
-    [PAIR_BOOT] = "boot",
-    [PAIR_IDLE] = "idle",
-    [PAIR_OFF] = "off",
-    [PAIR_CLAIM_START] = "claim-start",
-    [PAIR_STARTING] = "starting",
-    [PAIR_ADOPTING] = "adopting",
-    [PAIR_ADOPT_CLAIM] = "adopt-claim",
-    [PAIR_ALONE] = "alone",
-    [PAIR_PREPARING] = "preparing",
-    [PAIR_SYNCING] = "syncing",
-    [PAIR_MIGRATING] = "migrating",
-    [PAIR_PROTECTED] = "protected",
-    [PAIR_JUDGING] = "judging",
-    [PAIR_CLAIM_PRIMARY] = "claim-primary",
-    [PAIR_RESUMING] = "resuming",
-    [PAIR_INCOMING_START] = "incoming-start",
-    [PAIR_INCOMING] = "incoming",
-    [PAIR_STANDBY] = "standby",
-    [PAIR_CLAIM_SECONDARY] = "claim-secondary",
-    [PAIR_TAKING_OVER] = "taking-over",
-    [PAIR_STOPPING] = "stopping",
-};
-static_assert(G_N_ELEMENTS(state_names) == PAIR_N_STATES, "a name for each state");
-
-static const char *const event_names[] = {
-    [PAIR_EVENT_BOOT] = "boot",
-    [PAIR_EVENT_LONELY] = "lonely",
-    [PAIR_EVENT_PEER_UP] = "peer-up",
-    [PAIR_EVENT_PEER_STATE] = "peer-state",
-    [PAIR_EVENT_PEER_DOWN] = "peer-down",
-    [PAIR_EVENT_PEER_VM_DEAD] = "peer-vm-dead",
-    [PAIR_EVENT_PEER_PREPARE] = "peer-prepare",
-    [PAIR_EVENT_PEER_PREPARED] = "peer-prepared",
-    [PAIR_EVENT_PEER_PREPARE_FAILED] = "peer-prepare-failed",
-    [PAIR_EVENT_PEER_DISCARD] = "peer-discard",
-    [PAIR_EVENT_PEER_HAND_OVER] = "peer-hand-over",
-    [PAIR_EVENT_PEER_PROPOSE] = "peer-propose",
-    [PAIR_EVENT_PEER_CONSENT] = "peer-consent",
-    [PAIR_EVENT_CLAIM_GRANTED] = "claim-granted",
-    [PAIR_EVENT_CLAIM_REFUSED] = "claim-refused",
-    [PAIR_EVENT_CLAIM_UNKNOWN] = "claim-unknown",
-    [PAIR_EVENT_VM_READY] = "vm-ready",
-    [PAIR_EVENT_VM_RUNNING] = "vm-running",
-    [PAIR_EVENT_VM_ALIVE] = "vm-alive",
-    [PAIR_EVENT_VM_STUCK] = "vm-stuck",
-    [PAIR_EVENT_VM_DEAD] = "vm-dead",
-    [PAIR_EVENT_ARMING] = "arming",
-    [PAIR_EVENT_ARMED] = "armed",
-    [PAIR_EVENT_DISKS_SYNCED] = "disks-synced",
-    [PAIR_EVENT_DISK_FAULT] = "disk-fault",
-    [PAIR_EVENT_GATE_PEER] = "gate-peer",
-    [PAIR_EVENT_GATE_VM] = "gate-vm",
-    [PAIR_EVENT_OP_FAILOVER] = "op-failover",
-    [PAIR_EVENT_OP_PROTECT] = "op-protect",
-    [PAIR_EVENT_OP_UNPROTECT] = "op-unprotect",
-    [PAIR_EVENT_OP_STOP] = "op-stop",
-    [PAIR_EVENT_RETRY] = "retry",
-    [PAIR_EVENT_TIMEOUT] = "timeout",
-};
-static_assert(G_N_ELEMENTS(event_names) == PAIR_N_EVENTS, "a name for each event");
-
-static const char *const action_names[] = {
-    [PAIR_ACTION_NONE] = "none",
-    [PAIR_ACTION_START_VM] = "start-vm",
-    [PAIR_ACTION_START_INCOMING] = "start-incoming",
-    [PAIR_ACTION_ADOPT_VM] = "adopt-vm",
-    [PAIR_ACTION_RUN_VM] = "run-vm",
-    [PAIR_ACTION_KILL_VM] = "kill-vm",
-    [PAIR_ACTION_PROBE_VM] = "probe-vm",
-    [PAIR_ACTION_OPEN_OUTPUT] = "open-output",
-    [PAIR_ACTION_DROP_OUTPUT] = "drop-output",
-    [PAIR_ACTION_CLAIM] = "claim",
-    [PAIR_ACTION_CLAIM_OPERATOR] = "claim-operator",
-    [PAIR_ACTION_GRANT] = "grant",
-    [PAIR_ACTION_PROPOSE] = "propose",
-    [PAIR_ACTION_CONSENT] = "consent",
-    [PAIR_ACTION_SEND_PREPARE] = "send-prepare",
-    [PAIR_ACTION_SEND_PREPARED] = "send-prepared",
-    [PAIR_ACTION_SEND_PREPARE_FAILED] = "send-prepare-failed",
-    [PAIR_ACTION_CONNECT_DISKS] = "connect-disks",
-    [PAIR_ACTION_START_MIGRATION] = "start-migration",
-    [PAIR_ACTION_SEND_DISCARD] = "send-discard",
-    [PAIR_ACTION_SEND_HAND_OVER] = "send-hand-over",
-    [PAIR_ACTION_GIVE_UP] = "give-up",
-    [PAIR_ACTION_DETACH_GATE] = "detach-gate",
-    [PAIR_ACTION_CLOSE_GATE] = "close-gate",
-    [PAIR_ACTION_LEAVE_COLO] = "leave-colo",
-    [PAIR_ACTION_ANNOUNCE] = "announce",
-    [PAIR_ACTION_RETRY_LATER] = "retry-later",
-};
-static_assert(G_N_ELEMENTS(action_names) == PAIR_N_ACTIONS, "a name for each action");
 
 PairStep
 pair_fsm_step(PairState state, PairEvent event, const PairFacts *facts)
@@ -601,34 +556,6 @@ pair_fsm_step(PairState state, PairEvent event, const PairFacts *facts)
         break;
     }
     return step;
-}
-
-const char *
-pair_state_name(PairState state)
-{
-    return (unsigned)state < PAIR_N_STATES ? state_names[state] : "unknown";
-}
-
-const char *
-pair_event_name(PairEvent event)
-{
-    return (unsigned)event < PAIR_N_EVENTS ? event_names[event] : "unknown";
-}
-
-const char *
-pair_action_name(PairAction action)
-{
-    return (unsigned)action < PAIR_N_ACTIONS ? action_names[action] : "unknown";
-}
-
-PairState
-pair_state_from_name(const char *name)
-{
-    for (unsigned i = 0; i < PAIR_N_STATES; i++) {
-        if (g_strcmp0(name, state_names[i]) == 0)
-            return (PairState)i;
-    }
-    return PAIR_N_STATES;
 }
 
 const char *
@@ -656,7 +583,6 @@ pair_state_timeout_ms(PairState state)
 {
     switch (state) {
     case PAIR_STARTING:
-    case PAIR_ADOPTING:
     case PAIR_INCOMING_START:
         return 15000; /* QEMU start-up on a loaded host */
     case PAIR_PREPARING:
@@ -666,9 +592,16 @@ pair_state_timeout_ms(PairState state)
         return 600000; /* the gate watches for silence; this bounds a guest that never converges */
     case PAIR_JUDGING:
         return 1000;
+    case PAIR_PROVING:
+        return 3000;
+    case PAIR_HANDING_OVER:
+        return 8000; /* longer than PROVING and the load before it: the other side decides first */
+    case PAIR_ADOPTING:
     case PAIR_RESUMING:
     case PAIR_TAKING_OVER:
-        return 5000;
+        /* It takes milliseconds. QEMU may stand still for longer (storage, a suspended host), and
+         * it has the only copy of the guest: the alternative is to boot it anew. */
+        return 60000;
     case PAIR_STOPPING:
         return 5000;
     case PAIR_BOOT:
@@ -695,7 +628,7 @@ append_states(GString *out, guint64 states)
 
     for (unsigned i = 0; i < PAIR_N_STATES; i++) {
         if (states & (UINT64_C(1) << i)) {
-            g_string_append_printf(out, "%s%s", separator, state_names[i]);
+            g_string_append_printf(out, "%s%s", separator, pair_state_name((PairState)i));
             separator = ", ";
         }
     }
@@ -713,11 +646,11 @@ pair_fsm_to_markdown(void)
 
         g_string_append(out, "| ");
         append_states(out, rule->states);
-        g_string_append_printf(out, " | %s | %s | %s |", event_names[rule->event],
+        g_string_append_printf(out, " | %s | %s | %s |", pair_event_name(rule->event),
                                always ? "" : rule->guard_text,
-                               rule->next == STAY ? "(stays)" : state_names[rule->next]);
+                               rule->next == STAY ? "(stays)" : pair_state_name(rule->next));
         for (unsigned j = 0; j < PAIR_MAX_ACTIONS && rule->actions[j] != PAIR_ACTION_NONE; j++)
-            g_string_append_printf(out, "%s %s", j ? "," : "", action_names[rule->actions[j]]);
+            g_string_append_printf(out, "%s %s", j ? "," : "", pair_action_name(rule->actions[j]));
         g_string_append_printf(out, " | %s |\n", rule->why);
     }
     return g_string_free(out, FALSE);

@@ -6,24 +6,26 @@
 
 /* State of this host. The names are part of the peer protocol (STATE) and of `colo status`. */
 typedef enum PairState {
-    PAIR_BOOT,            /* nothing decided yet */
-    PAIR_IDLE,            /* no VM here; may become either side */
-    PAIR_OFF,             /* no VM on purpose: guest shut down, or `colo stop-vm` */
-    PAIR_CLAIM_START,     /* claiming a generation to start the VM from scratch */
-    PAIR_STARTING,        /* QEMU is being started as primary */
-    PAIR_ADOPTING,        /* colod restarted, unprotected QEMU found running: reconnecting to it */
-    PAIR_ADOPT_CLAIM,     /* the same, but a secondary may have replaced it: claiming */
-    PAIR_ALONE,           /* VM runs here, output open, no secondary */
-    PAIR_PREPARING,       /* primary: the peer starts an incoming VM */
-    PAIR_SYNCING,         /* primary: the disks are copied to the peer */
-    PAIR_MIGRATING,       /* primary: initial migration; the peer is not armed */
-    PAIR_PROTECTED,       /* primary: armed; output leaves only when committed */
-    PAIR_JUDGING,         /* primary: QEMU closed the stream: is it dead or did COLO fail? */
-    PAIR_CLAIM_PRIMARY,   /* primary: secondary lost; output held; claiming the next generation */
-    PAIR_RESUMING,        /* primary: claim won, QEMU leaves COLO */
+    PAIR_BOOT,          /* nothing decided yet */
+    PAIR_IDLE,          /* no VM here; may become either side */
+    PAIR_OFF,           /* no VM on purpose: guest shut down, or `colo stop-vm` */
+    PAIR_CLAIM_START,   /* claiming a generation to start the VM from scratch */
+    PAIR_STARTING,      /* QEMU is being started as primary */
+    PAIR_ADOPTING,      /* colod restarted, unprotected QEMU found running: reconnecting to it */
+    PAIR_ADOPT_CLAIM,   /* the same, but a secondary may have replaced it: claiming */
+    PAIR_ALONE,         /* VM runs here, output open, no secondary */
+    PAIR_PREPARING,     /* primary: the peer starts an incoming VM */
+    PAIR_SYNCING,       /* primary: the disks are copied to the peer */
+    PAIR_MIGRATING,     /* primary: initial migration; the peer is not armed */
+    PAIR_PROTECTED,     /* primary: armed; output leaves only when committed */
+    PAIR_HANDING_OVER,  /* primary, planned: output held until the secondary's VM is known to run */
+    PAIR_JUDGING,       /* primary: QEMU closed the stream: is it dead or did COLO fail? */
+    PAIR_CLAIM_PRIMARY, /* primary: secondary lost; output held; claiming the next generation */
+    PAIR_RESUMING,      /* primary: claim won, QEMU leaves COLO */
     PAIR_INCOMING_START,  /* secondary: QEMU is being started */
     PAIR_INCOMING,        /* secondary: initial migration; not to be promoted */
     PAIR_STANDBY,         /* secondary: armed */
+    PAIR_PROVING,         /* secondary, planned: QEMU leaves COLO before the claim; still quiet */
     PAIR_CLAIM_SECONDARY, /* secondary: primary lost; claiming the next generation */
     PAIR_TAKING_OVER,     /* secondary: claim won, QEMU leaves COLO */
     PAIR_STOPPING,        /* QEMU is being ended */
@@ -79,6 +81,7 @@ typedef enum PairAction {
     PAIR_ACTION_KILL_VM,        /* SIGKILL; VM_DEAD follows */
     PAIR_ACTION_PROBE_VM,       /* VM_ALIVE follows if it answers */
     PAIR_ACTION_OPEN_OUTPUT,    /* release what is held, then let output through */
+    PAIR_ACTION_HOLD_OUTPUT,    /* nothing more leaves, whatever the other side says */
     PAIR_ACTION_DROP_OUTPUT,    /* forget what is held and drop what comes */
     PAIR_ACTION_CLAIM,          /* the generation after the newest known; CLAIM_* follows */
     PAIR_ACTION_CLAIM_OPERATOR, /* the same, on an operator's order */
@@ -120,6 +123,7 @@ typedef struct PairFacts {
     gboolean peer_role_primary, peer_initial_primary;
     gboolean peer_gave_up;  /* VM_DEAD came since the peer last had a VM */
     gboolean claim_pending; /* asked for, not answered */
+    gboolean vm_stuck;      /* it missed a deadline and has not answered since */
     gboolean promotable;    /* SVM's state is whole: gate_load() is GATE_LOAD_CLEAN */
     gboolean wants_protection;
     gboolean may_prepare; /* self-test passed and no retry timer is running */

@@ -4,14 +4,14 @@
 
 #include <stdarg.h>
 
-/* Numbers of the taps' descriptors inside QEMU: above the standard ones and those of systemd-run.
- */
+/* Numbers of the taps' descriptors inside QEMU: above the standard ones and those of systemd-run,
+ * CONFIG_MAX_QUEUES of them for each NIC. */
 enum { FIRST_TAP_FD = 20 };
 
 int
-vm_tap_fd_number(unsigned nic)
+vm_tap_fd_number(unsigned nic, unsigned queue)
 {
-    return FIRST_TAP_FD + (int)nic;
+    return FIRST_TAP_FD + (int)(nic * CONFIG_MAX_QUEUES + queue);
 }
 
 static void add(GPtrArray *argv, const char *option, const char *format, ...) G_GNUC_PRINTF(3, 4);
@@ -28,13 +28,36 @@ add(GPtrArray *argv, const char *option, const char *format, ...)
 }
 
 static void
+add_tap(GPtrArray *argv, const ConfigNic *nic, unsigned i)
+{
+    g_autoptr(GString) fds = g_string_new(nic->queues > 1 ? "fds=" : "fd=");
+
+    for (unsigned queue = 0; queue < nic->queues; queue++)
+        g_string_append_printf(fds, "%s%d", queue > 0 ? ":" : "", vm_tap_fd_number(i, queue));
+    add(argv, "-netdev", "tap,id=%s,%s,vhost=off", nic->name, fds->str);
+}
+
+/* Options that only virtio-net has, each after a comma. Interrupts: one for each queue in each
+ * direction, one for configuration and one for control. */
+static char *
+virtio_options(const ConfigNic *nic)
+{
+    if (!g_str_has_prefix(nic->model, "virtio-net"))
+        return g_strdup("");
+    if (nic->queues == 1)
+        return g_strdup(",guest_announce=off");
+    return g_strdup_printf(",guest_announce=off,mq=on,vectors=%u", 2 * nic->queues + 2);
+}
+
+static void
 add_nic(GPtrArray *argv, const Config *config, unsigned i, const char *run_dir)
 {
     const ConfigNic *nic = &config->nics[i];
+    g_autofree char *options = virtio_options(nic);
 
     switch (nic->port) {
     case CONFIG_PORT_TAP:
-        add(argv, "-netdev", "tap,id=%s,fd=%d,vhost=off", nic->name, vm_tap_fd_number(i));
+        add_tap(argv, nic, i);
         break;
     case CONFIG_PORT_STREAM:
         add(argv, "-netdev", "stream,id=%s,server=on,addr.type=unix,addr.path=%s/%s.sock",
@@ -50,8 +73,7 @@ add_nic(GPtrArray *argv, const Config *config, unsigned i, const char *run_dir)
      */
     add(argv, "-device", "%s,id=dev-%s,netdev=%s,mac=%02x:%02x:%02x:%02x:%02x:%02x,romfile=%s",
         nic->model, nic->name, nic->name, nic->mac[0], nic->mac[1], nic->mac[2], nic->mac[3],
-        nic->mac[4], nic->mac[5],
-        g_str_has_prefix(nic->model, "virtio-net") ? ",guest_announce=off" : "");
+        nic->mac[4], nic->mac[5], options);
 }
 
 char **

@@ -396,9 +396,13 @@ vm_probe(Vm *vm, unsigned timeout_ms, VmDoneFunc done, gpointer user_data)
 static void
 on_watch_answer(Vm *vm, const GError *error, gpointer user_data G_GNUC_UNUSED)
 {
+    const gboolean was_stuck = vm->stuck_said;
+
     vm->probing = FALSE;
     if (error == NULL)
         vm->stuck_said = FALSE;
+    if (error == NULL && was_stuck)
+        vm->handlers->answers(vm, vm->user_data);
     else if (g_error_matches(error, QMP_ERROR, QMP_ERROR_TIMEOUT))
         say_stuck(vm, error);
 }
@@ -540,7 +544,7 @@ connect_qmp(Vm *vm, const char *run_dir)
 }
 
 Vm *
-vm_start(const Config *config, const char *run_dir, const int *guest_fds, const GPtrArray *more,
+vm_start(const Config *config, const char *run_dir, const VmTapFds *guest_fds, const GPtrArray *more,
          gboolean incoming, const VmHandlers *handlers, gpointer user_data, GError **error)
 {
     g_autofree char *log_path = g_build_filename(run_dir, "qemu.log", NULL);
@@ -548,14 +552,16 @@ vm_start(const Config *config, const char *run_dir, const int *guest_fds, const 
     g_auto(GStrv) argv = vm_command_line(config, run_dir, more, incoming);
     g_autofree char *description = g_strdup_printf("colod VM %s", config->vm_name);
     g_autoptr(Vm) vm = vm_alloc(config, handlers, user_data);
-    int fds[CONFIG_MAX_NICS], numbers[CONFIG_MAX_NICS];
+    int fds[CONFIG_MAX_NICS * CONFIG_MAX_QUEUES], numbers[CONFIG_MAX_NICS * CONFIG_MAX_QUEUES];
     gsize n = 0;
 
     for (unsigned i = 0; i < config->n_nics; i++) {
-        if (guest_fds[i] < 0)
-            continue;
-        fds[n] = guest_fds[i];
-        numbers[n++] = vm_tap_fd_number(i);
+        for (unsigned queue = 0; queue < CONFIG_MAX_QUEUES; queue++) {
+            if (guest_fds[i].queues[queue] < 0)
+                continue;
+            fds[n] = guest_fds[i].queues[queue];
+            numbers[n++] = vm_tap_fd_number(i, queue);
+        }
     }
     argv = process_in_scope(g_steal_pointer(&argv), description);
     /* A stale socket would answer the first connect() with ECONNREFUSED for ever. */

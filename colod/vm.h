@@ -19,6 +19,11 @@ typedef enum VmError {
 
 typedef struct Vm Vm;
 
+/* Of a NIC. */
+typedef struct VmTapFds {
+    int queues[CONFIG_MAX_QUEUES];
+} VmTapFds;
+
 /* Callbacks run in the main context current in vm_start() or vm_adopt(); the Vm may be freed from
  * each. */
 typedef struct VmHandlers {
@@ -29,6 +34,8 @@ typedef struct VmHandlers {
     /* A probe missed its deadline, or QMP broke while the process lives. Once until it answers
      * again. */
     void (*stuck)(Vm *vm, const GError *reason, gpointer user_data);
+    /* After `stuck`: a probe was answered. */
+    void (*answers)(Vm *vm, gpointer user_data);
     /* STOP and RESUME, with QEMU's own time stamps. */
     void (*stopped)(Vm *vm, gint64 timestamp_us, gpointer user_data);
     void (*resumed)(Vm *vm, gint64 timestamp_us, gpointer user_data);
@@ -44,12 +51,14 @@ typedef void (*VmDoneFunc)(Vm *vm, const GError *error, gpointer user_data);
  * us.
  *
  * @run_dir: absolute; its qmp.sock, console.log and qemu.log are used.
- * @guest_fds: one per NIC, the taps' descriptors or -1 for stream ports; borrowed, duplicated.
+ * @guest_fds: of each NIC the queues of its tap, the others and all of a stream port -1; borrowed,
+ * duplicated.
  * @more: further arguments (of disks), char *; NULL: none.
  * @incoming: with `-incoming defer`; else stopped (`-S`) until vm_run().
  */
-Vm *vm_start(const Config *config, const char *run_dir, const int *guest_fds, const GPtrArray *more,
-             gboolean incoming, const VmHandlers *handlers, gpointer user_data, GError **error);
+Vm *vm_start(const Config *config, const char *run_dir, const VmTapFds *guest_fds,
+             const GPtrArray *more, gboolean incoming, const VmHandlers *handlers,
+             gpointer user_data, GError **error);
 
 /** Watches a QEMU that outlived the colod that started it and connects to its QMP socket. */
 Vm *vm_adopt(const Config *config, const char *run_dir, gint64 pid, guint64 start_ticks,
@@ -63,8 +72,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Vm, vm_free)
 QmpClient *vm_qmp(Vm *vm);
 gint64 vm_pid(const Vm *vm);
 guint64 vm_start_ticks(const Vm *vm);
-/** The number that the tap of @nic has inside QEMU, -1 for a stream port. */
-int vm_tap_fd_number(unsigned nic);
+/** The number that a queue of @nic's tap has inside QEMU. */
+int vm_tap_fd_number(unsigned nic, unsigned queue);
 /** Copies QEMU's tap descriptor of @nic (pidfd_getfd(2)). Return: a descriptor the caller owns, or
  * a negative errno. */
 int vm_copy_tap_fd(Vm *vm, int fd_number);

@@ -47,7 +47,10 @@ process_parse_start_ticks(const char *stat)
 
     g_auto(GStrv) fields = g_strsplit(end_of_name + 1, " ", 0);
 
-    /* fields[0] is empty, fields[1] is field 3. */
+    /* fields[0] is empty, fields[1] is field 3: the state. A zombie has ended, and only its parent
+     * does not know yet. */
+    if (g_strv_length(fields) > 1 && strchr("ZXx", fields[1][0]) != NULL)
+        return 0;
     return g_strv_length(fields) > 20 ? g_ascii_strtoull(fields[20], NULL, 10) : 0;
 }
 

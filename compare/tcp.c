@@ -30,8 +30,11 @@
  * CompareConfig.part_ns. It then leaves in parts, and stays on its lists until the last one.
  *
  * RSTs have no range: one of the primary at the head of the FIFO needs one of the secondary. Where
- * there is no window (a closed port answers each SYN with an RST) they must be equal in seq and
- * ack.
+ * there is no window (a closed port answers each SYN with an RST), and behind the one that ended
+ * the connection, they must be equal in seq and ack; those that only repeat that one pass. A SYN
+ * ends the wait for the other side's RST: each side says them in the order in which it says them,
+ * so when one has said its next SYN (one guest accepts what the other refuses, say) and the other
+ * an RST, that RST has no counterpart. Whichever of the two comes first.
  *
  * After a divergence nothing of the flow is compared until a checkpoint is committed: the primary's
  * frames queue, the secondary's are forgotten.
@@ -344,25 +347,72 @@ forget_rst(Compare *e, Flow *f, Held *h)
     engine_forget(e, h);
 }
 
+static const Held *
+first_in_backlog(const Flow *f, CompareSide side)
+{
+    const Held *h = f->backlog.head;
+
+    while (h && h->side != side)
+        h = h->link[LINK_FIFO].next;
+    return h;
+}
+
+/* Said again, of a connection that both sides have reset. One that refuses the next connection, or
+ * is about an older one, has another number. */
+static bool
+rst_repeats(const Flow *f, const Held *h)
+{
+    uint32_t length = f->next - f->base, at = h->seq - f->base;
+
+    if (!(f->flags & FLOW_HAS_WINDOW) || !(f->flags & FLOW_RST_DONE))
+        return false;
+    return at <= length || (h->side == COMPARE_SECONDARY && at + f->s_delta <= length);
+}
+
+static bool
+same_rst(const Flow *f, const Held *p, const Held *s)
+{
+    return (s->seq == p->seq || s->seq + f->s_delta == p->seq) && s->ack == p->ack;
+}
+
 /* True if the secondary sent an RST too; consumes it. @p is at the head of the FIFO. */
 static bool
 rst_matched(Compare *e, Flow *f, const Held *p)
 {
-    bool any = f->flags & FLOW_HAS_WINDOW;
+    bool any = (f->flags & (FLOW_HAS_WINDOW | FLOW_RST_DONE)) == FLOW_HAS_WINDOW;
     int steps = 0;
 
-    if (any && (f->flags & FLOW_RST_DONE))
+    if (rst_repeats(f, p))
         return true;
     for (Held *s = f->s_rst; s && steps++ < ENGINE_MAX_WALK; s = s->link[LINK_CHAIN].next) {
-        if (!any && (s->seq != p->seq || s->ack != p->ack))
+        if (!any && !same_rst(f, p, s))
             continue;
         forget_rst(e, f, s);
+        while (any && f->s_rst) /* repeated: the connection is reset on both */
+            forget_rst(e, f, f->s_rst);
         f->flags |= FLOW_RST_DONE | FLOW_CLOSED;
         return true;
     }
-    if (f->s_chain.head)
-        diverge_at(e, f, COMPARE_RULE_RST, p->seq, p, f->s_chain.head);
+
+    const Held *instead = f->s_chain.head;
+
+    if (!instead && (f->flags & FLOW_BACKLOG_S)) /* which begins with a SYN */
+        instead = first_in_backlog(f, COMPARE_SECONDARY);
+    if (instead)
+        diverge_at(e, f, COMPARE_RULE_RST, p->seq, p, instead);
     return false;
+}
+
+/* The secondary's RST waits for one of the primary's, which has gone on to its next SYN. */
+static void
+check_refused(Compare *e, Flow *f)
+{
+    if (f->fifo.head || !f->s_rst || !(f->flags & FLOW_BACKLOG_P))
+        return;
+
+    const Held *p = first_in_backlog(f, COMPARE_PRIMARY);
+
+    diverge_at(e, f, COMPARE_RULE_RST, p->seq, p, f->s_rst);
 }
 
 /* True if @h, all of whose bytes match, may leave as far as its ack goes. */
@@ -634,7 +684,7 @@ secondary_syn(Compare *e, Flow *f, Held *h)
 static void
 process_secondary_rst(Compare *e, Flow *f, Held *h)
 {
-    if ((f->flags & FLOW_RST_DONE) && (f->flags & FLOW_HAS_WINDOW)) {
+    if (rst_repeats(f, h)) {
         engine_forget(e, h);
         return;
     }
@@ -711,6 +761,8 @@ release_and_refeed(Compare *e, Flow *f)
 {
     release_fifo(e, f);
     tcp_release_part(e, f);
+    if (!(f->flags & FLOW_DIVERGED))
+        check_refused(e, f);
     /* Each round takes at least a SYN off the backlog. */
     while (!(f->flags & (FLOW_REFEEDING | FLOW_DIVERGED)) && backlog_ready(f))
         refeed(e, f);

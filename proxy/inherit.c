@@ -5,8 +5,12 @@
  * After a takeover the connections that were opened since the last checkpoint keep other numbers
  * inside the guest than clients know. When that guest becomes the primary of a new pair, its next
  * secondary gets the guest's numbers with the memory; how clients see them it is told here, at the
- * arming: one record for each connection, on the frames channel. No others are added as long as the
- * pair lives: what is opened from then on is the secondary's own rewriter's to know.
+ * arming: one record for each connection, on the frames channel. Of one whose handshake is still
+ * under way it is told what there is, so that it can learn the numbers itself if it has taken over
+ * when the handshake ends; if it ends before, the primary learns them and tells at once, ahead of
+ * the frame that told (the secondary's guest has got that frame only if it knows). No others are
+ * added as long as the pair lives: what is opened from then on is the secondary's own rewriter's to
+ * know.
  *
  * So there are two layers, for connections of different age. @inherited knows those from before the
  * pair, in terms of PVM, and is used after a takeover only; @rewriter knows SVM's since the last
@@ -17,20 +21,24 @@
  */
 #include "inherit.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "bytes.h"
 
 enum {
-    RECORD_BYTES = 8 * FRAME_KEY_WORDS + 5 * 4,
+    NUMBERS = 11,
+    RECORD_BYTES = 8 * FRAME_KEY_WORDS + NUMBERS * 4,
     MESSAGE_BYTES = WIRE_VNET_BYTES + RECORD_BYTES, /* zeros where a virtio-net header is */
 };
 
 static void
 encode(uint8_t *out, const RewriterRecord *record)
 {
-    const uint32_t numbers[] = {record->isn, record->peer_isn, record->seq_off, record->ts_off,
-                                record->has_ts};
+    const RewriterConn *c = &record->conn;
+    const uint32_t numbers[NUMBERS] = {c->phase,    c->flags,    c->isn,        c->peer_isn,
+                                       c->seq_off,  c->ts_off,   c->tsval_last, c->refused_ack,
+                                       c->pend_isn, c->pend_ack, c->pend_tsecr};
 
     memset(out, 0, WIRE_VNET_BYTES);
     out += WIRE_VNET_BYTES;
@@ -43,20 +51,31 @@ encode(uint8_t *out, const RewriterRecord *record)
 static bool
 decode(View in, RewriterRecord *ret_record)
 {
+    uint32_t numbers[NUMBERS];
     RewriterRecord record;
-    uint32_t has_ts;
 
     if (!view_skip(&in, WIRE_VNET_BYTES))
         return false;
     for (unsigned i = 0; i < FRAME_KEY_WORDS; i++)
         if (!view_get_be64(&in, &record.key.w[i]))
             return false;
-    if (!view_get_be32(&in, &record.isn) || !view_get_be32(&in, &record.peer_isn) ||
-        !view_get_be32(&in, &record.seq_off) || !view_get_be32(&in, &record.ts_off) ||
-        !view_get_be32(&in, &has_ts) || has_ts > 1 || in.len != 0 ||
+    for (unsigned i = 0; i < NUMBERS; i++)
+        if (!view_get_be32(&in, &numbers[i]))
+            return false;
+    if (in.len != 0 || numbers[0] >= REWRITER_N_PHASES || numbers[1] > UINT16_MAX ||
         frame_key_class(&record.key) != FRAME_TCP)
         return false;
-    record.has_ts = has_ts == 1;
+    record.conn = (RewriterConn){.phase = (uint8_t)numbers[0],
+                                 .flags = (uint16_t)numbers[1],
+                                 .isn = numbers[2],
+                                 .peer_isn = numbers[3],
+                                 .seq_off = numbers[4],
+                                 .ts_off = numbers[5],
+                                 .tsval_last = numbers[6],
+                                 .refused_ack = numbers[7],
+                                 .pend_isn = numbers[8],
+                                 .pend_ack = numbers[9],
+                                 .pend_tsecr = numbers[10]};
     *ret_record = record;
     return true;
 }
@@ -64,9 +83,15 @@ decode(View in, RewriterRecord *ret_record)
 void
 inherit_begin(Lockstep *lockstep)
 {
-    lockstep->legacy_due = lockstep->rewriting;
+    lockstep->legacy_due = lockstep->legacy_told = lockstep->rewriting;
     lockstep->legacy_layer = 0;
     lockstep->legacy_cursor = 0;
+}
+
+void
+inherit_end(Lockstep *lockstep)
+{
+    lockstep->legacy_due = lockstep->legacy_told = false;
 }
 
 /* The older layer first: of two that know the same ports the newer counts. */
@@ -83,10 +108,19 @@ next_record(Lockstep *lockstep, RewriterRecord *ret_record)
     return false;
 }
 
+static void
+say(Lockstep *lockstep, const RewriterRecord *record)
+{
+    uint8_t message[MESSAGE_BYTES];
+
+    encode(message, record);
+    peer_stream_send(&lockstep->peer, WIRE_CONNECTION, 0, lockstep->next_epoch, message,
+                     sizeof(message));
+}
+
 void
 inherit_send(Lockstep *lockstep)
 {
-    uint8_t message[MESSAGE_BYTES];
     RewriterRecord record;
 
     while (lockstep->legacy_due && peer_stream_is_usable(&lockstep->peer) &&
@@ -95,10 +129,23 @@ inherit_send(Lockstep *lockstep)
             lockstep->legacy_due = false;
             return;
         }
-        encode(message, &record);
-        peer_stream_send(&lockstep->peer, WIRE_CONNECTION, 0, lockstep->next_epoch, message,
-                         sizeof(message));
+        say(lockstep, &record);
     }
+}
+
+/* The last frame may have ended a handshake. */
+static void
+say_learned(Lockstep *lockstep, const Rewriter *layer)
+{
+    RewriterRecord record;
+
+    if (!lockstep->legacy_told || !rewriter_learned(layer, &record) ||
+        !peer_stream_is_usable(&lockstep->peer))
+        return;
+    if (peer_stream_room(&lockstep->peer) > 0)
+        say(lockstep, &record);
+    else /* not for one from the LAN: those are read only if they can be mirrored */
+        inherit_begin(lockstep);
 }
 
 bool
@@ -110,8 +157,7 @@ inherit_take(Lockstep *lockstep, const uint8_t *frame, size_t len)
         return false;
     /* Full of open connections: this one ends with the next failover, as those beyond the
      * rewriter's limit do. */
-    (void)rewriter_import(lockstep->inherited, &record);
-    return true;
+    return rewriter_import(lockstep->inherited, &record) != -EINVAL;
 }
 
 static bool
@@ -120,25 +166,30 @@ has_inherited(const Lockstep *lockstep)
     return rewriter_stats(lockstep->inherited)->connections > 0;
 }
 
-void
+bool
 inherit_note(Lockstep *lockstep, const uint8_t *frame, size_t len)
 {
-    if (has_inherited(lockstep))
-        rewriter_note_egress(lockstep->inherited, frame, len);
+    return has_inherited(lockstep) && rewriter_note_egress(lockstep->inherited, frame, len);
 }
 
 void
 inherit_to_lan(Lockstep *lockstep, uint8_t *frame, size_t len, int64_t now_ns)
 {
     rewriter_egress(lockstep->rewriter, frame, len, now_ns);
-    if (has_inherited(lockstep))
-        rewriter_egress(lockstep->inherited, frame, len, now_ns);
+    say_learned(lockstep, lockstep->rewriter);
+    if (!has_inherited(lockstep))
+        return;
+    rewriter_egress(lockstep->inherited, frame, len, now_ns);
+    say_learned(lockstep, lockstep->inherited);
 }
 
 void
 inherit_from_lan(Lockstep *lockstep, uint8_t *frame, size_t len, int64_t now_ns)
 {
-    if (has_inherited(lockstep))
+    if (has_inherited(lockstep)) {
         rewriter_ingress(lockstep->inherited, frame, len, now_ns);
+        say_learned(lockstep, lockstep->inherited);
+    }
     rewriter_ingress(lockstep->rewriter, frame, len, now_ns);
+    say_learned(lockstep, lockstep->rewriter);
 }

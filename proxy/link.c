@@ -68,8 +68,9 @@ link_ioctl(unsigned long request, struct ifreq *ifr, const char *what, GError **
     return TRUE;
 }
 
-int
-link_open_tap(const char *name, GError **error)
+/* One queue of a tap, which exists already or not, as @flags say. */
+static int
+open_queue(const char *name, int flags, GError **error)
 {
     struct ifreq ifr;
     int header = sizeof(struct virtio_net_hdr);
@@ -83,8 +84,7 @@ link_open_tap(const char *name, GError **error)
         link_error(error, errno, "cannot open /dev/net/tun (is the module tun loaded?)");
         return -1;
     }
-    /* IFF_TUN_EXCL: a persistent tap of that name, or another program's, is not ours to take. */
-    ifr.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL);
+    ifr.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags);
     if (ioctl(fd, TUNSETIFF, &ifr) < 0) {
         link_error(error, errno, "cannot make tap %s", name);
         return -1;
@@ -94,6 +94,31 @@ link_open_tap(const char *name, GError **error)
         return -1;
     }
     return fd_steal(&fd);
+}
+
+int
+link_open_tap(const char *name, GError **error)
+{
+    /* IFF_TUN_EXCL: a persistent tap of that name, or another program's, is not ours to take. */
+    return open_queue(name, IFF_TUN_EXCL, error);
+}
+
+gboolean
+link_open_tap_queues(const char *name, unsigned n, int *ret_fds, GError **error)
+{
+    const int flags = n > 1 ? IFF_MULTI_QUEUE : 0;
+    unsigned opened = 0;
+
+    for (; opened < n; opened++) {
+        ret_fds[opened] = open_queue(name, opened == 0 ? flags | IFF_TUN_EXCL : flags, error);
+        if (ret_fds[opened] < 0)
+            break;
+    }
+    if (opened == n)
+        return TRUE;
+    for (unsigned i = 0; i < opened; i++)
+        fd_clear(&ret_fds[i]);
+    return FALSE;
 }
 
 static gboolean

@@ -16,6 +16,9 @@ gboolean link_error(GError **error, int err, const char *format, ...) G_GNUC_PRI
  */
 int link_open_tap(const char *name, GError **error);
 
+/** The same with @n queues, each a descriptor of its own in @ret_fds. */
+gboolean link_open_tap_queues(const char *name, unsigned n, int *ret_fds, GError **error);
+
 /** @qlen: frames its ring holds; @mtu 0: as it is; @flags: IFF_NOARP or 0. */
 gboolean link_configure(const char *name, int qlen, int mtu, short flags, GError **error);
 gboolean link_set_up(const char *name, GError **error);

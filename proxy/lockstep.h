@@ -34,7 +34,8 @@ typedef struct Lockstep {
     bool rewriting;     /* this VM took over: the rewriters sit between it and the LAN */
     /* Connections that takeovers before this pair left with other numbers, see inherit.c. */
     Rewriter *inherited;
-    bool legacy_due; /* primary: some have not been said to the peer */
+    bool legacy_due;  /* primary: some have not been said to the peer */
+    bool legacy_told; /* primary: the peer is told what is learned of them later */
     unsigned legacy_layer;
     uint32_t legacy_cursor;
     Counter ignored, test_lost, connections, untracked;

@@ -282,7 +282,10 @@ nic_flush(Nic *nic)
 
     int64_t now_ns = clock_now_ns();
 
-    if (nic->egress == PROXY_EGRESS_COMPARE && !lockstep_has_lease(nic->lockstep, now_ns)) {
+    /* A peer that has closed its end may have taken over: whatever the lease says, as this host may
+     * have stood still in between. */
+    if (nic->egress == PROXY_EGRESS_COMPARE && (!lockstep_has_lease(nic->lockstep, now_ns) ||
+                                                !peer_stream_is_open(&nic->lockstep->peer))) {
         if (!nic->ls.lease_wait)
             counter_add(&nic->ls.lease_waits, 1);
         nic->ls.lease_wait = true;

@@ -18,6 +18,7 @@
 #include "peer-stream.h"
 
 #include <errno.h>
+#include <poll.h>
 
 enum {
     IN_BYTES = 1 << 20,
@@ -225,6 +226,14 @@ peer_stream_consume(PeerStream *stream, size_t bytes)
 {
     byte_ring_consume(&stream->in, bytes);
     stream->decoded -= MIN(stream->decoded, bytes);
+}
+
+bool
+peer_stream_is_open(const PeerStream *stream)
+{
+    struct pollfd p = {.fd = stream->peer.fd, .events = POLLRDHUP};
+
+    return peer_stream_is_usable(stream) && poll(&p, 1, 0) == 0;
 }
 
 bool

@@ -50,6 +50,10 @@ peer_stream_is_usable(const PeerStream *stream)
     return stream->attached && !stream->broken;
 }
 
+/** The other side has not closed it, as far as this host's kernel knows: also what has not been
+ * read yet. A system call. */
+bool peer_stream_is_open(const PeerStream *stream);
+
 /** How many messages of the largest size can be sent. */
 unsigned peer_stream_room(const PeerStream *stream);
 

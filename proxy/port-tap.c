@@ -16,8 +16,17 @@
  * or fails with ENOBUFS at once. With any other discipline a full ring drops in silence. Nothing
  * tells when the ring has room again: the caller tries again after a while.
  *
- * Life: the namespace lives as long as a socket or tap descriptor of it. QEMU's is the only tap
- * descriptor once handed out; when it goes the tap goes, and our socket says ENETDOWN.
+ * Queues. QEMU may have several, each a descriptor of its own; we have one socket, which sees the
+ * frames of all. QEMU's main loop writes them one after the other (vhost=off), so the socket has
+ * them in the order in which QEMU took them from the guest, and a drain has seen them all. Order
+ * counts within a flow only, and a guest keeps a flow to one queue while anything of it is under
+ * way. To the guest the kernel chooses the queue: the one from which the guest last sent of that
+ * flow, or by a hash of the flow. Each has a ring of its own; if one is full the frame waits, and
+ * those behind it with it, so that none overtakes another. A queue that the guest does not use is
+ * detached by QEMU and not chosen. Any of the descriptors leads an adopting colod to the tap.
+ *
+ * Life: the namespace lives as long as a socket or tap descriptor of it. QEMU's are the only tap
+ * descriptors once handed out; when the last goes the tap goes, and our socket says ENETDOWN.
  */
 #include "port.h"
 
@@ -44,8 +53,8 @@ enum {
     /* The thread may be off its CPU for 10 ms at 20 Gbit/s: 25 MB. The kernel doubles it. */
     RCVBUF_BYTES = 32 << 20,
     SNDBUF_BYTES = 4 << 20,
-    /* Frames QEMU has not taken yet. Few: more of them would only be what a checkpoint's secondary
-     * never sees; what does not fit waits in the LAN tap. */
+    /* Frames QEMU has not taken yet, in each queue. Few: more of them would only be what a
+     * checkpoint's secondary never sees; what does not fit waits in the LAN tap. */
     RING_FRAMES = 1024,
     /* The largest that a tap accepts; the guest's own MTU is what counts. */
     TAP_MTU = 65521,
@@ -261,7 +270,8 @@ open_packet_socket(const char *name, GError **error)
 
 typedef struct TapSetup {
     char name[IFNAMSIZ];
-    int tap_fd, socket_fd;
+    unsigned queues;
+    int tap_fds[PROXY_MAX_QUEUES], socket_fd;
 } TapSetup;
 
 static gboolean
@@ -277,20 +287,19 @@ static gboolean
 make_tap(gpointer user_data, GError **error)
 {
     TapSetup *setup = user_data;
-    auto_fd int fd = -1;
 
     /* Before the tap exists, so that not even a multicast listener report goes to the guest. */
-    if (!link_disable_ipv6("default", error))
+    if (!link_disable_ipv6("default", error) ||
+        !link_open_tap_queues(tap_name, setup->queues, setup->tap_fds, error))
         return FALSE;
-    fd = link_open_tap(tap_name, error);
-    if (fd < 0 || !link_configure(tap_name, RING_FRAMES, TAP_MTU, IFF_NOARP, error) ||
-        !link_set_up(tap_name, error) || !link_set_noqueue(tap_name, error))
-        return FALSE;
-    setup->socket_fd = open_packet_socket(tap_name, error);
-    if (setup->socket_fd < 0)
-        return FALSE;
-    setup->tap_fd = fd_steal(&fd);
-    return TRUE;
+    if (link_configure(tap_name, RING_FRAMES, TAP_MTU, IFF_NOARP, error) &&
+        link_set_up(tap_name, error) && link_set_noqueue(tap_name, error))
+        setup->socket_fd = open_packet_socket(tap_name, error);
+    if (setup->socket_fd >= 0)
+        return TRUE;
+    for (unsigned i = 0; i < setup->queues; i++)
+        fd_clear(&setup->tap_fds[i]);
+    return FALSE;
 }
 
 static gboolean
@@ -312,9 +321,9 @@ adopt_tap(int adopt_fd, TapSetup *setup, GError **error)
 }
 
 Port *
-port_tap_new(int adopt_fd, int *ret_guest_fd, GError **error)
+port_tap_new(int adopt_fd, unsigned queues, int *ret_guest_fds, GError **error)
 {
-    TapSetup setup = {.tap_fd = -1, .socket_fd = -1};
+    TapSetup setup = {.queues = queues, .socket_fd = -1};
     gboolean ok = adopt_fd >= 0 ? adopt_tap(adopt_fd, &setup, error)
                                 : link_run_in_netns(-1, make_tap, &setup, error);
 
@@ -324,6 +333,7 @@ port_tap_new(int adopt_fd, int *ret_guest_fd, GError **error)
     TapPort *tap = g_new0(TapPort, 1);
 
     tap->port = (Port){.ops = &tap_ops, .fd = setup.socket_fd};
-    *ret_guest_fd = setup.tap_fd;
+    for (unsigned i = 0; adopt_fd < 0 && i < queues; i++)
+        ret_guest_fds[i] = setup.tap_fds[i];
     return &tap->port;
 }

@@ -43,10 +43,10 @@ struct Port {
     bool partial; /* QEMU has the beginning of the frame last offered: no other may follow */
 };
 
-/** A private tap in a new namespace, its descriptor for QEMU in *@ret_guest_fd; or, with
- * @adopt_fd >= 0, that of the tap which a running QEMU uses (borrowed; *@ret_guest_fd is -1).
- * NULL: PROXY_ERROR_SETUP. */
-Port *port_tap_new(int adopt_fd, int *ret_guest_fd, GError **error);
+/** A private tap of @queues in a new namespace, their descriptors for QEMU in @ret_guest_fds; or,
+ * with @adopt_fd >= 0, that of the tap which a running QEMU uses (borrowed, any queue of it;
+ * @ret_guest_fds are not written). NULL: PROXY_ERROR_SETUP. */
+Port *port_tap_new(int adopt_fd, unsigned queues, int *ret_guest_fds, GError **error);
 
 /** Connects to QEMU's stream netdev. NULL: PROXY_ERROR_SETUP. */
 Port *port_stream_new(const char *path, GError **error);

@@ -85,6 +85,8 @@ begin_mode(Proxy *proxy, ProxyEgress egress)
         if (is_pair_primary(egress))
             inherit_begin(lockstep);
     }
+    if (!is_pair_primary(egress))
+        inherit_end(lockstep);
     lockstep->paused = false;
 }
 

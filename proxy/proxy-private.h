@@ -119,7 +119,7 @@ struct Proxy {
     GSource *source;
     ProxyHandlers handlers;
     gpointer user_data;
-    int guest_fds[PROXY_MAX_NICS];
+    int guest_fds[PROXY_MAX_NICS][PROXY_MAX_QUEUES];
     bool connected[PROXY_MAX_NICS];
     guint64 peers_attached;
 };

@@ -34,8 +34,8 @@
  * - In HOLD, only frames before a mark whose release was asked for are written to the LAN, and only
  *   while that release's lease lasts (looked at before every slice of FLUSH_SLICE frames).
  * - In COMPARE, only what the engine released is written to the LAN (matched, or covered by a
- *   commit that was ordered), and only while the lease lasts, looked at before every slice. Without
- *   a peer nothing matches.
+ *   commit that was ordered), and only while the lease lasts and the peer has not closed the
+ *   channel, looked at before every slice. Without a peer nothing matches.
  * - In SHADOW a guest is given copies of its own epoch only, and none while it stands.
  * - Every frame that is compared or mirrored carries the epoch of the state that it belongs to.
  * - Frames that find no room stay where they come from; none is dropped without being counted.
@@ -216,6 +216,8 @@ static gboolean
 check_config(const ProxyConfig *config, GError **error)
 {
     g_assert(config->n_nics <= PROXY_MAX_NICS);
+    for (unsigned i = 0; i < config->n_nics; i++)
+        g_assert(config->nics[i].queues <= PROXY_MAX_QUEUES);
     if (config->hold_max_bytes < HOLD_QUEUE_MIN_BYTES)
         return link_error(error, 0, "the bound of held output is less than %d bytes",
                           HOLD_QUEUE_MIN_BYTES);
@@ -252,7 +254,7 @@ init_nic(Proxy *proxy, unsigned i, const ProxyConfig *config, int adopt_fd, GErr
     }
     if (from->port != PROXY_PORT_TAP)
         return TRUE;
-    nic->port = port_tap_new(adopt_fd, &proxy->guest_fds[i], error);
+    nic->port = port_tap_new(adopt_fd, MAX(from->queues, 1), proxy->guest_fds[i], error);
     if (!nic->port)
         g_prefix_error(error, "%s: ", from->name);
     return nic->port != NULL;
@@ -271,7 +273,8 @@ proxy_alloc(unsigned n_nics, const ProxyHandlers *handlers, gpointer user_data)
     pthread_mutex_init(&proxy->lock, NULL);
     pthread_mutex_init(&proxy->book.lock, NULL);
     for (unsigned i = 0; i < PROXY_MAX_NICS; i++) {
-        proxy->guest_fds[i] = -1;
+        for (unsigned queue = 0; queue < PROXY_MAX_QUEUES; queue++)
+            proxy->guest_fds[i][queue] = -1;
         proxy->nics[i].lan_fd = -1;
         proxy->nics[i].index = i;
         proxy->nics[i].book = &proxy->book;
@@ -374,7 +377,8 @@ proxy_free(Proxy *proxy)
     if (proxy->has_lockstep)
         peer_stream_detach(&proxy->lockstep.peer);
     for (unsigned i = 0; i < PROXY_MAX_NICS; i++) {
-        fd_clear(&proxy->guest_fds[i]);
+        for (unsigned queue = 0; queue < PROXY_MAX_QUEUES; queue++)
+            fd_clear(&proxy->guest_fds[i][queue]);
         /* Now, even if a callback still holds the object: the taps must be gone on return. */
         fd_clear(&proxy->nics[i].lan_fd);
     }
@@ -386,10 +390,10 @@ proxy_free(Proxy *proxy)
 }
 
 int
-proxy_take_guest_fd(Proxy *proxy, unsigned nic)
+proxy_take_guest_fd(Proxy *proxy, unsigned nic, unsigned queue)
 {
-    g_assert(nic < proxy->n_nics);
-    return fd_steal(&proxy->guest_fds[nic]);
+    g_assert(nic < proxy->n_nics && queue < PROXY_MAX_QUEUES);
+    return fd_steal(&proxy->guest_fds[nic][queue]);
 }
 
 gboolean

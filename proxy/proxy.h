@@ -40,12 +40,13 @@ typedef struct ProxyNic {
     const char *name; /* "nic0": for logs and statistics */
     uint8_t mac[6];   /* the guest's */
     ProxyPortKind port;
+    unsigned queues;         /* of the private tap, 1 … PROXY_MAX_QUEUES; 0 is 1 */
     const char *bridge;      /* LAN bridge of the host; must exist */
     const char *lan_tap;     /* name of the LAN tap to make, < IFNAMSIZ */
     const char *stream_path; /* PROXY_PORT_STREAM: QEMU's listening socket */
 } ProxyNic;
 
-enum { PROXY_MAX_NICS = 8, PROXY_MAX_ADDRESSES = 16 };
+enum { PROXY_MAX_NICS = 8, PROXY_MAX_QUEUES = 8, PROXY_MAX_ADDRESSES = 16 };
 
 typedef struct ProxyConfig {
     ProxyNic nics[PROXY_MAX_NICS]; /* copied, the strings too */
@@ -180,12 +181,12 @@ void proxy_free(Proxy *proxy);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Proxy, proxy_free)
 
 /**
- * The private tap's descriptor for QEMU (`-netdev tap,fd=N,vhost=off`; QEMU finds the virtio-net
- * header out by itself and refuses vnet_hdr= with fd=), handed to the caller; the
- * proxy keeps none, so the tap lives exactly as long as QEMU. -1 for a stream port, or if taken
- * before.
+ * The descriptor of a queue of the private tap, for QEMU (`-netdev tap,fd=N,vhost=off`, or
+ * `fds=N:M:…`; QEMU finds the virtio-net header out by itself and refuses vnet_hdr= with fd=),
+ * handed to the caller; the proxy keeps none, so the tap lives exactly as long as QEMU. -1 for a
+ * stream port, a queue that the NIC does not have, or if taken before.
  */
-int proxy_take_guest_fd(Proxy *proxy, unsigned nic);
+int proxy_take_guest_fd(Proxy *proxy, unsigned nic, unsigned queue);
 
 /** Stream ports: connect to QEMU's sockets (they exist once QMP answers). Others: nothing to do. */
 gboolean proxy_connect_ports(Proxy *proxy, GError **error);

@@ -392,6 +392,50 @@ ingress_without_ack(RewriterConn *c, const RewriterSegment *s)
     return 0; /* no number of ours in it */
 }
 
+/* --- from one rewriter to another --- */
+
+/* In a handshake; of a known one the timestamp offset alone: what the guest sent last goes on
+ * unseen, and an echo of it must not look new. */
+static const uint16_t HALF_OPEN_FLAGS = REWRITER_CONN_ACTIVE | REWRITER_CONN_TSVAL |
+                                        REWRITER_PEND_SYN | REWRITER_PEND_ACK |
+                                        REWRITER_CONN_REFUSED;
+
+bool
+rewriter_conn_export(const RewriterConn *c, RewriterConn *ret_conn)
+{
+    switch ((RewriterPhase)c->phase) {
+    case REWRITER_SYN_SENT:
+    case REWRITER_SYN_RCVD:
+        *ret_conn = *c;
+        ret_conn->flags &= HALF_OPEN_FLAGS;
+        return true;
+    case REWRITER_LEARNED:
+    case REWRITER_OPEN:
+        *ret_conn = (RewriterConn){.phase = REWRITER_OPEN,
+                                   .flags = c->flags & REWRITER_CONN_TS_OFF,
+                                   .isn = c->isn,
+                                   .peer_isn = c->peer_isn,
+                                   .seq_off = c->seq_off,
+                                   .ts_off = c->ts_off};
+        return true;
+    case REWRITER_SILENT: /* the guest's answer, in numbers of the new pair, is still to come */
+    case REWRITER_UNTRACKED:
+        return false;
+    case REWRITER_N_PHASES:
+        break;
+    }
+    abort();
+}
+
+bool
+rewriter_conn_is_exported(const RewriterConn *c)
+{
+    if (c->phase == REWRITER_OPEN)
+        return !(c->flags & (uint16_t)~REWRITER_CONN_TS_OFF);
+    return (c->phase == REWRITER_SYN_SENT || c->phase == REWRITER_SYN_RCVD) &&
+           !(c->flags & (uint16_t)~HALF_OPEN_FLAGS);
+}
+
 unsigned
 rewriter_conn_step(RewriterConn *c, const RewriterSegment *s, bool alone)
 {

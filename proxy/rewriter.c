@@ -77,6 +77,7 @@ enum {
 
 struct Rewriter {
     RewriterTable *table;
+    const RewriterEntry *learned; /* by the last frame; or NULL */
     bool alone;
     RewriterStats stats;
 };
@@ -343,7 +344,10 @@ handle_tcp(Rewriter *r, uint8_t *frame, const Frame *f, bool egress, int64_t now
     unsigned did = rewriter_conn_step(&entry->conn, &segment, r->alone);
 
     count(r, did, egress, now_ns);
+    if (did & REWRITER_DID_LEARN)
+        r->learned = entry;
     if (did & REWRITER_FORGET) {
+        r->learned = NULL;
         rewriter_table_remove(r->table, entry);
     } else {
         if (did & REWRITER_TRANSLATE)
@@ -380,6 +384,7 @@ handle(Rewriter *r, uint8_t *frame, size_t len, bool egress, int64_t now_ns)
 {
     Frame f;
 
+    r->learned = NULL;
     frame_parse(frame, len, VNET_BYTES, &f);
     if (f.cls == FRAME_TCP)
         handle_tcp(r, frame, &f, egress, now_ns);
@@ -409,19 +414,21 @@ rewriter_export(Rewriter *r, uint32_t *cursor, RewriterRecord *ret_record)
     const RewriterEntry *entry;
 
     while ((entry = rewriter_table_next(r->table, cursor)) != NULL) {
-        const RewriterConn *c = &entry->conn;
-
-        if (!rewriter_conn_is_known(c))
+        if (!rewriter_conn_export(&entry->conn, &ret_record->conn))
             continue;
-        *ret_record = (RewriterRecord){.key = entry->key,
-                                       .isn = c->isn,
-                                       .peer_isn = c->peer_isn,
-                                       .seq_off = c->seq_off,
-                                       .ts_off = c->ts_off,
-                                       .has_ts = c->flags & REWRITER_CONN_TS_OFF};
+        ret_record->key = entry->key;
         return true;
     }
     return false;
+}
+
+bool
+rewriter_learned(const Rewriter *r, RewriterRecord *ret_record)
+{
+    if (!r->learned || !rewriter_conn_export(&r->learned->conn, &ret_record->conn))
+        return false;
+    ret_record->key = r->learned->key;
+    return true;
 }
 
 int
@@ -430,23 +437,20 @@ rewriter_import(Rewriter *r, const RewriterRecord *record)
     uint32_t hash = rewriter_table_hash(r->table, &record->key);
     RewriterEntry *entry = rewriter_table_find(r->table, &record->key, hash);
 
+    if (!rewriter_conn_is_exported(&record->conn))
+        return -EINVAL;
+    r->learned = NULL;
     if (!entry)
         entry = rewriter_table_add(r->table, &record->key, hash);
     if (!entry)
         return -ENOBUFS;
-    /* Not the guest's latest TSval: it goes on unseen, and an echo of it must not look new. */
-    entry->conn = (RewriterConn){.phase = REWRITER_OPEN,
-                                 .flags = record->has_ts ? REWRITER_CONN_TS_OFF : 0,
-                                 .isn = record->isn,
-                                 .peer_isn = record->peer_isn,
-                                 .seq_off = record->seq_off,
-                                 .ts_off = record->ts_off};
-    rewriter_table_touch(r->table, entry, true);
+    entry->conn = record->conn;
+    rewriter_table_touch(r->table, entry, rewriter_conn_is_open(&entry->conn));
     refresh_gauges(r);
     return 0;
 }
 
-void
+bool
 rewriter_note_egress(Rewriter *r, const uint8_t *frame, size_t len)
 {
     RewriterEntry *entry;
@@ -455,11 +459,14 @@ rewriter_note_egress(Rewriter *r, const uint8_t *frame, size_t len)
 
     frame_parse(frame, len, VNET_BYTES, &f);
     if (f.cls != FRAME_TCP || (f.tcp_flags & (FRAME_TCP_SYN | FRAME_TCP_RST)) != FRAME_TCP_SYN)
-        return;
+        return false;
     key = f.key;
     key.w[5] = without_priority_tags(key.w[5]);
     entry = rewriter_table_find(r->table, &key, rewriter_table_hash(r->table, &key));
-    if (entry && f.seq != entry->conn.isn)
+    if (entry && f.seq == entry->conn.isn)
+        return true;
+    if (entry)
         rewriter_table_remove(r->table, entry);
     refresh_gauges(r);
+    return false;
 }

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "frame.h"
+#include "rewriter-conn.h"
 
 /*
  * Rewriter: between the secondary VM (SVM) and everybody else. Peers on the network know only the
@@ -80,21 +81,25 @@ void rewriter_takeover(Rewriter *rewriter);
 
 /*
  * A survivor's connections with numbers of its own are to survive the next failover as well: the
- * new secondary gets the numbers inside with the memory, and from here how clients see them.
+ * new secondary gets the numbers inside with the memory, and from here how clients see them; of
+ * one whose handshake is under way, what may yet tell.
  */
 typedef struct RewriterRecord {
     FlowKey key; /* as the guest sends */
-    uint32_t isn, peer_isn;
-    uint32_t seq_off, ts_off;
-    bool has_ts;
+    RewriterConn conn;
 } RewriterRecord;
 
-/** The next connection that is translated, from *@cursor on (0 to begin with). False: no more. */
+/** The next connection that is translated or may come to be, from *@cursor on (0 to begin with).
+ * False: no more. */
 bool rewriter_export(Rewriter *rewriter, uint32_t *cursor, RewriterRecord *ret_record);
-/** Knows a connection as another rewriter does. Return: 0, or -ENOBUFS if all known are open. */
+/** The connection of which the last frame told the numbers. False: it told none. */
+bool rewriter_learned(const Rewriter *rewriter, RewriterRecord *ret_record);
+/** Knows a connection as another rewriter does. Return: 0, -EINVAL for what rewriter_export() never
+ * says, or -ENOBUFS if all known are open. */
 int rewriter_import(Rewriter *rewriter, const RewriterRecord *record);
-/** A frame of the guest's that is not to be changed: a SYN ends the connection on its ports. */
-void rewriter_note_egress(Rewriter *rewriter, const uint8_t *frame, size_t len);
+/** A frame of the guest's that is not to be changed: a SYN with another number ends the connection
+ * on its ports. Return: whether it is the SYN, once more, of a connection that is known. */
+bool rewriter_note_egress(Rewriter *rewriter, const uint8_t *frame, size_t len);
 
 /** Kept current; lives as long as @rewriter. */
 const RewriterStats *rewriter_stats(const Rewriter *rewriter);

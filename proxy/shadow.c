@@ -32,7 +32,7 @@ static const int64_t KEPT_SILENCE_NS = 2 * NS_PER_S;
 
 /* To the peer, in PVM's numbers. */
 static void
-send_copy(Nic *nic, const uint8_t *frame, size_t len)
+send_copy(Nic *nic, const uint8_t *frame, size_t len, bool inherited_syn)
 {
     Lockstep *lockstep = nic->lockstep;
     uint8_t *slot = peer_stream_slot(&lockstep->peer);
@@ -42,7 +42,8 @@ send_copy(Nic *nic, const uint8_t *frame, size_t len)
         return;
     }
     memcpy(slot, frame, len);
-    rewriter_egress(nic->lockstep->rewriter, slot, len, nic->batch_ns);
+    if (!inherited_syn)
+        rewriter_egress(lockstep->rewriter, slot, len, nic->batch_ns);
     if (lockstep_loses(lockstep, PROXY_LOSE_REWRITER_EGRESS) ||
         lockstep_loses(lockstep, PROXY_LOSE_SECONDARY_EGRESS)) {
         peer_stream_skip(&lockstep->peer);
@@ -60,8 +61,10 @@ shadow_take(Nic *nic, const uint8_t *frame, size_t len)
 
     while (hold_queue_bytes(nic->queue) > KEPT_BYTES && hold_queue_frames(nic->queue) > 1)
         hold_queue_drop_oldest(nic->queue);
-    inherit_note(nic->lockstep, place, len);
-    send_copy(nic, place, len);
+
+    bool inherited_syn = inherit_note(nic->lockstep, place, len);
+
+    send_copy(nic, place, len, inherited_syn);
 }
 
 bool

@@ -108,7 +108,7 @@ stage_asan()
 stage_tsan()
 {
     cmake --preset tsan || return 1
-    cmake --build --preset tsan -j "$jobs" --target test-proxy test-proxy-parts test-hold-queue test-arbiter test-front \
+    cmake --build --preset tsan -j "$jobs" --target test-proxy test-proxy-queues test-proxy-parts test-hold-queue test-arbiter test-front \
         test-range-lock test-layers test-crash test-target test-disk-control test-target-plugin test-forward \
         test-lockstep test-lockstep-bounds test-lockstep-life test-lockstep-loss test-lockstep-tcp test-frames-stream || return 1
     run_ctest tsan \

@@ -3,7 +3,7 @@
 
 COLOD_E2E_BUILD   build directory (default build/dev)
 COLOD_LAB_ID      name of the lab (default e2e); two runs at once need two
-COLOD_E2E_MODE    network mode of tests that do not ask for one (default buffered)
+COLOD_E2E_MODE    network mode of tests that do not ask for one (default lockstep)
 COLOD_E2E_LOGS    where logs of failed tests go (default build/e2e)
 """
 import contextlib
@@ -26,7 +26,7 @@ from lablib.util import LabError  # noqa: E402
 from pair import REPROTECT_S, Pair  # noqa: E402
 
 BUILD = os.path.abspath(os.environ.get("COLOD_E2E_BUILD", f"{SOURCE}/build/dev"))
-MODE = os.environ.get("COLOD_E2E_MODE", "buffered")
+MODE = os.environ.get("COLOD_E2E_MODE", "lockstep")
 LOGS = os.environ.get("COLOD_E2E_LOGS", f"{SOURCE}/build/e2e")
 
 

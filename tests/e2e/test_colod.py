@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A colod dies and comes back."""
-from pair import STALL_SILENT, STALL_TOLD
+import contextlib
 
-from lablib.util import wait_until
+import pytest
+from pair import STALL_SILENT, STALL_STUCK, STALL_TOLD
+
+from lablib.util import LabError, wait_until
 
 
 def test_killed_on_the_primary(pair):
@@ -67,7 +70,8 @@ def test_restarted_with_its_qemu_dead(pair):
     pair.finish(mark, load, [pair.primary, pair.secondary])
 
 
-def test_planned_failover(pair):
+@pytest.mark.parametrize("mode", ["default", pytest.param("buffered", marks=pytest.mark.lab(mode="buffered"))])
+def test_planned_failover(pair, mode):
     """An operator hands the VM over; the pair is protected the other way round."""
     load = pair.load()
     mark = pair.mark()
@@ -75,3 +79,16 @@ def test_planned_failover(pair):
     pair.takeover(pair.secondary, mark, load, STALL_TOLD)
     pair.finish(mark, load, [pair.primary, pair.secondary])
     pair.assert_told(pair.secondary, mark, r"operator")
+
+
+def test_planned_failover_to_a_secondary_that_stands_still(pair):
+    """The primary's guest is given up only when the other one is known to run: it goes on."""
+    load = pair.load()
+    mark = pair.mark()
+    old = pair.lab.host(pair.primary).qemu()
+    pair.lab.freeze(pair.secondary, "qemu")
+    with contextlib.suppress(LabError):
+        pair.lab.host(pair.secondary).call("failover", timeout=15)
+    pair.takeover(pair.primary, mark, load, STALL_STUCK)
+    assert pair.lab.host(pair.primary).qemu().pid == old.pid
+    pair.finish(mark, load, [pair.primary])

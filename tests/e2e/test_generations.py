@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Hosts that come back with a generation older than the one clients have seen."""
+import hashlib
+import re
 import shutil
 import time
 
 from pair import STALL_SILENT, STALL_TOLD
+
+from lablib.settings import VM
 
 QUIET_S = 3.0  # longer than colod's start-up grace and its retries
 
@@ -20,6 +24,17 @@ def save_states(pair):
 
 def restore_state(host):
     shutil.copy(f"{host.dir}/old-state", host.state_file)
+
+
+def note_claim(pair, host, generation):
+    """As if its colod had died when it had begun to claim and won, but not noted yet that it won."""
+    with open(host.state_file, encoding="ascii") as file:
+        text = file.read()
+    text = re.sub(r"^claiming=.*$", f"claiming={generation}", text.partition("sha256=")[0], flags=re.MULTILINE)
+    with open(host.state_file, "w", encoding="ascii") as file:
+        file.write(f"{text}sha256={hashlib.sha256(text.encode()).hexdigest()}\n")
+    with open(f"{pair.lab.dir}/arbiter/{VM}.{generation:020}", "w", encoding="ascii") as file:
+        file.write(f"{host.name}\n")
 
 
 def test_both_hosts_stale(pair):
@@ -81,3 +96,15 @@ def test_last_primary_starts_the_vm_after_a_power_cut(pair):
     assert pair.status(primary)["generation"] > mark.generation
     pair.sniffer.stop()
     assert pair.sniffer.turns(start_ns) in ([], [primary])
+
+
+def test_standby_died_with_a_claim_that_it_had_not_noted(pair):
+    """Nobody ever ran in that generation, and its owner knows: the two start the VM without an operator."""
+    pair.spoil()
+    generation = pair.status(pair.primary)["generation"]
+    power_off_both(pair)
+    note_claim(pair, pair.lab.host(pair.secondary), generation + 1)
+    for name in ("a", "b"):
+        pair.lab.start(name)
+    primary = pair.lab.wait_protected(None, 60)
+    assert pair.status(primary)["generation"] > generation + 1

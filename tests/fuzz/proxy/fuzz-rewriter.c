@@ -104,6 +104,28 @@ run_segment(Rewriter *rewriter, View *v, uint8_t op)
     return true;
 }
 
+/* What one rewriter says of its connections another takes, and says the same. */
+static void
+hand_on(Rewriter *rewriter, const RewriterConfig *config)
+{
+    RewriterRecord record, again;
+    uint32_t cursor = 0;
+
+    while (rewriter_export(rewriter, &cursor, &record)) {
+        Rewriter *next;
+        uint32_t first = 0;
+
+        g_assert_cmpint(rewriter_new(config, &next), ==, 0);
+        g_assert_cmpint(rewriter_import(next, &record), ==, 0);
+        g_assert_true(rewriter_export(next, &first, &again));
+        g_assert_cmpint(record.conn.phase, ==, again.conn.phase);
+        g_assert_cmpint(record.conn.flags, ==, again.conn.flags);
+        rewriter_free(next);
+    }
+    if (rewriter_learned(rewriter, &record))
+        g_assert_cmpint(record.conn.phase, ==, REWRITER_OPEN);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -123,6 +145,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             if (op & 16)
                 rewriter_takeover(rewriter);
             more = run_segment(rewriter, &v, op);
+            if (op & 16)
+                hand_on(rewriter, &config);
         }
         const RewriterStats *stats = rewriter_stats(rewriter);
 

@@ -19,7 +19,7 @@ qemu={qemu}
 machine=pc
 accel=tcg
 memory-mib={memory_mib}
-cpus=1
+cpus={cpus}
 kernel={guest}/vmlinuz
 initrd={guest}/initrd
 append={append}
@@ -28,6 +28,7 @@ mac={mac}
 bridge=br-lan
 model=virtio-net-pci
 port={port}
+queues={queues}
 [network]
 mode={mode}
 {interval}{disks}[host]
@@ -49,7 +50,7 @@ hooks=true
 
 @dataclasses.dataclass
 class Settings:
-    mode: str = "buffered"
+    mode: str = "lockstep"
     memory_mib: int = 128
     interval_ms: int = 0  # the mode's default
     arbiter: str = "file"
@@ -60,6 +61,8 @@ class Settings:
     images_fs_mib: dict = dataclasses.field(default_factory=dict)  # by host: a small file system for the images
     overlays_fs_mib: dict = dataclasses.field(default_factory=dict)  # and for the overlays
     sync_mib: int = 0  # MiB/s; 0: no limit
+    cpus: int = 1
+    queues: int = 1
     build: str = ""
     uuid: str = ""
     qemu: str = ""
@@ -96,7 +99,7 @@ class Settings:
             append = file.read().strip()
         return CONFIG.format(
             uuid=self.uuid, qemu=self.qemu, memory_mib=self.memory_mib, guest=self.guest, append=append,
-            mac=topology.GUEST_MAC, port=self.port, mode=self.mode, host=host,
+            mac=topology.GUEST_MAC, port=self.port, cpus=self.cpus, queues=self.queues, mode=self.mode, host=host,
             interval=f"[checkpoint]\ninterval-ms={self.interval_ms}\n" if self.interval_ms else "",
             role="primary" if host == "a" else "secondary", peer=peer,
             address=topology.PEER_ADDRESS[host], peer_address=topology.PEER_ADDRESS[peer],

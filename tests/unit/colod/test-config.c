@@ -81,12 +81,12 @@ START_TEST(unit_defaults)
     ck_assert_ptr_nonnull(config->extra_args);
     ck_assert_ptr_null(config->extra_args[0]);
     ck_assert_uint_eq(config->n_nics, 0);
-    ck_assert_int_eq(config->network_mode, CONFIG_NETWORK_BUFFERED);
+    ck_assert_int_eq(config->network_mode, CONFIG_NETWORK_LOCKSTEP);
     ck_assert_uint_eq(config->hold_limit_mib, 64);
     ck_assert_uint_eq(config->compare_timeout_ms, 200);
     ck_assert_int_eq(config->other_frames, CONFIG_POLICY_SIZE);
     ck_assert(config->adaptive);
-    ck_assert_uint_eq(config->interval_ms, 50);
+    ck_assert_uint_eq(config->interval_ms, 10000);
     ck_assert_uint_eq(config->spacing_ms, 10);
     ck_assert_uint_eq(config->message_timeout_ms, 2000);
     ck_assert_uint_eq(config->transfer_timeout_ms, 10000);
@@ -111,7 +111,7 @@ START_TEST(unit_values)
 {
     g_autoptr(Config) config =
         parse_more("# a comment\r\n\r\n" NIC0 "model = e1000 \nport=stream\ntap=t0\n"
-                   "[nic1]\nmac=52:54:00:00:00:0A\nbridge=br1\n"
+                   "[nic1]\nmac=52:54:00:00:00:0A\nbridge=br1\nqueues=4\n"
                    "[arbiter]\ntype=file\npath=/srv/x\n[test]\nhooks=true\n"
                    "[checkpoint]\n  interval-ms = 5\t\n");
     const uint8_t mac[] = {0x52, 0x54, 0, 0, 0, 0x0a};
@@ -121,6 +121,8 @@ START_TEST(unit_values)
     ck_assert_str_eq(config->nics[0].model, "e1000");
     ck_assert_str_eq(config->nics[0].tap, "t0");
     ck_assert_int_eq(config->nics[0].port, CONFIG_PORT_STREAM);
+    ck_assert_uint_eq(config->nics[0].queues, 1);
+    ck_assert_uint_eq(config->nics[1].queues, 4);
     ck_assert_str_eq(config->nics[1].name, "nic1");
     ck_assert_str_eq(config->nics[1].bridge, "br1");
     ck_assert_str_eq(config->nics[1].tap, "colo-web11");
@@ -136,12 +138,15 @@ END_TEST
 START_TEST(unit_interval_by_mode)
 {
     g_autoptr(Config) lockstep = parse_more("[network]\nmode=lockstep\n");
+    g_autoptr(Config) buffered = parse_more("[network]\nmode=buffered\n");
     g_autoptr(Config) short_epochs =
         parse_more("[network]\nmode=lockstep\n[checkpoint]\ninterval-ms=1000\n");
 
     ck_assert_int_eq(lockstep->network_mode, CONFIG_NETWORK_LOCKSTEP);
     ck_assert_uint_eq(lockstep->interval_ms, 10000);
     ck_assert_uint_eq(short_epochs->interval_ms, 1000);
+    ck_assert_int_eq(buffered->network_mode, CONFIG_NETWORK_BUFFERED);
+    ck_assert_uint_eq(buffered->interval_ms, 50);
 }
 END_TEST
 
@@ -366,6 +371,10 @@ START_TEST(err_missing)
 
     assert_refused(no_uuid, CONFIG_ERROR_VALUE, 2, "[vm] uuid: is missing; add uuid=...");
     assert_refused("", CONFIG_ERROR_VALUE, 1, "[vm] uuid: is missing");
+    assert_more_refused(NIC0 "queues=2\nport=stream\n", CONFIG_ERROR_VALUE, 17,
+                        "a stream has one queue only; use port=tap");
+    assert_more_refused(NIC0 "queues=2\nmodel=e1000\n", CONFIG_ERROR_VALUE, 17,
+                        "'e1000' has one queue only; use model=virtio-net-pci");
     assert_more_refused("[nic0]\nbridge=b\n", CONFIG_ERROR_VALUE, 14, "[nic0] mac: is missing");
     assert_more_refused("[nic0]\nmac=52:54:00:00:00:01\n", CONFIG_ERROR_VALUE, 14,
                         "[nic0] bridge: is missing");
@@ -424,6 +433,8 @@ START_TEST(err_malformed_values)
         {"nic0", "bridge", "br%d", "no interface name"},
         {"nic0", "tap", "sixteen-letters-", "no interface name"},
         {"nic0", "port", "vhost", "use tap or stream"},
+        {"nic0", "queues", "0", "use 1 to 8"},
+        {"nic0", "queues", "9", "use 1 to 8"},
         {"disk0", "image", "a.raw", "no absolute path"},
         {"disk0", "device", "floppy", "use virtio-blk-pci or scsi-hd"},
         {"disk0", "cache", "unsafe", "use none or writeback"},
@@ -570,6 +581,7 @@ START_TEST(unit_digest_covers_what_the_guest_sees)
     }
     g_autofree char *kernel = digest(other, "", NIC0);
     g_autofree char *model = digest(k1, "", NIC0 "model=e1000\n");
+    g_autofree char *queues = digest(k1, "", NIC0 "queues=2\n");
     g_autofree char *no_nic = digest(k1, "", "");
     g_autofree char *missing = digest("/nonexistent", "", "");
     g_autofree char *no_disk = digest(k1, "", NIC0 "[disk0]\nimage=/nonexistent\n");
@@ -584,6 +596,7 @@ START_TEST(unit_digest_covers_what_the_guest_sees)
 
     ck_assert_str_ne(base, kernel);
     ck_assert_str_ne(base, model);
+    ck_assert_str_ne(base, queues);
     ck_assert_str_ne(base, no_nic);
     ck_assert_ptr_null(missing);
     ck_assert_ptr_null(no_disk);

@@ -29,6 +29,7 @@ facts_from_bits(guint bits)
         .initial_primary = !!(mixed & 4),
         .peer_initial_primary = !!(mixed & 8),
         .peer_role_primary = !!(mixed & 16),
+        .vm_stuck = !!(mixed & 32),
     };
 }
 
@@ -71,8 +72,16 @@ assert_step_is_safe(PairState state, PairEvent event, const PairFacts *facts, co
     }
     if (step->next == PAIR_RESUMING && state != PAIR_RESUMING)
         MUST(event == PAIR_EVENT_CLAIM_GRANTED || state == PAIR_MIGRATING);
-    if (step->next == PAIR_CLAIM_SECONDARY && state != PAIR_CLAIM_SECONDARY)
+    /* In PROVING it was when that began. */
+    if (step->next == PAIR_CLAIM_SECONDARY && state != PAIR_CLAIM_SECONDARY &&
+        state != PAIR_PROVING)
         MUST(facts->promotable);
+    if (step->next == PAIR_PROVING && state != PAIR_PROVING)
+        MUST(facts->promotable && facts->peer_up && facts->peer_state == PAIR_HANDING_OVER);
+    /* The only copy that is known to be whole, as long as the other one is not known to run. */
+    if (state == PAIR_HANDING_OVER && has_action(step, PAIR_ACTION_KILL_VM))
+        MUST(event == PAIR_EVENT_VM_STUCK || event == PAIR_EVENT_OP_STOP ||
+             facts->peer_generation > facts->generation);
     if (step->next == PAIR_STARTING && state != PAIR_STARTING)
         MUST(event == PAIR_EVENT_CLAIM_GRANTED);
     if (has_action(step, PAIR_ACTION_GRANT))
@@ -128,6 +137,38 @@ START_TEST(unit_states_with_deadline_handle_their_timeout)
 }
 END_TEST
 
+/* Where nobody else has the guest, QEMU is not killed for standing still. */
+START_TEST(unit_a_stuck_last_copy_is_kept)
+{
+    static const PairState alone[] = {PAIR_ALONE,    PAIR_PREPARING,   PAIR_MIGRATING,
+                                      PAIR_RESUMING, PAIR_TAKING_OVER, PAIR_ADOPTING};
+    PairFacts facts = {.generation = 1,
+                       .peer_generation = 1,
+                       .peer_up = TRUE,
+                       .peer_state = PAIR_IDLE,
+                       .wants_protection = TRUE,
+                       .may_prepare = TRUE,
+                       .vm_stuck = TRUE};
+
+    for (gsize i = 0; i < G_N_ELEMENTS(alone); i++) {
+        PairStep step = pair_fsm_step(alone[i], PAIR_EVENT_VM_STUCK, &facts);
+
+        ck_assert(!has_action(&step, PAIR_ACTION_KILL_VM));
+        ck_assert(pair_state_has_vm(step.next) && step.next != PAIR_STOPPING);
+        ck_assert(i > 2 || step.why != NULL);
+    }
+    ck_assert_int_eq(pair_fsm_step(PAIR_MIGRATING, PAIR_EVENT_VM_STUCK, &facts).next,
+                     PAIR_RESUMING);
+    /* It is not protected before it answers again. */
+    ck_assert_ptr_null(pair_fsm_step(PAIR_ALONE, PAIR_EVENT_RETRY, &facts).why);
+    facts.vm_stuck = FALSE;
+    ck_assert_int_eq(pair_fsm_step(PAIR_ALONE, PAIR_EVENT_RETRY, &facts).next, PAIR_PREPARING);
+    ck_assert_uint_ge(pair_state_timeout_ms(PAIR_RESUMING), 60000);
+    ck_assert_uint_ge(pair_state_timeout_ms(PAIR_TAKING_OVER), 60000);
+    ck_assert_uint_ge(pair_state_timeout_ms(PAIR_ADOPTING), 60000);
+}
+END_TEST
+
 START_TEST(unit_a_claim_under_way_is_not_thrown_away)
 {
     PairFacts facts = {.generation = 5,
@@ -158,4 +199,4 @@ END_TEST
 CHECK_MAIN("pair-fsm", unit_every_state_and_event_is_safe,
            unit_vm_death_is_handled_wherever_there_is_a_vm,
            unit_states_with_deadline_handle_their_timeout, unit_names_round_trip,
-           unit_a_claim_under_way_is_not_thrown_away)
+           unit_a_claim_under_way_is_not_thrown_away, unit_a_stuck_last_copy_is_kept)

@@ -44,8 +44,10 @@ typedef struct Host {
     gboolean vm, output_open, armed_link, running;
     gboolean said_hello; /* first STATE of the peer arrived on this link */
     guint age;           /* turns since the state was entered */
+    gboolean held;       /* HOLD_OUTPUT, and not opened or dropped since */
     gboolean retry;      /* the timer runs; it is long beside everything else */
     guint64 wanted;      /* by our own claim */
+    guint64 claiming;    /* the same, on the disk */
     guint64 proposed;    /* by the peer */
     GQueue inbox;        /* Message: from the peer */
     GQueue local;        /* PairEvent: completions of our own actions */
@@ -57,7 +59,7 @@ typedef struct World {
     gboolean link, manual, arbiter_away;
     guint64 arbiter_newest;
     int arbiter_owner;
-    guint takeovers, resumes, protections, disk_elections;
+    guint takeovers, resumes, protections, proofs, disk_elections;
     guint32 seed;
     guint64 told; /* the newest content that clients know of */
     gboolean forbid_faults;
@@ -151,7 +153,7 @@ static void
 claim(World *w, int i, gboolean operator_decides)
 {
     Host *h = &w->host[i];
-    guint64 wanted = h->wanted = h->facts.generation + 1;
+    guint64 wanted = h->wanted = h->claiming = h->facts.generation + 1;
 
     h->facts.claim_pending = TRUE;
 
@@ -195,6 +197,7 @@ kill_vm(Host *h)
 {
     if (h->vm)
         push_local(h, PAIR_EVENT_VM_DEAD);
+    h->facts.vm_stuck = FALSE;
     h->vm = h->output_open = h->armed_link = FALSE;
 }
 
@@ -261,6 +264,7 @@ open_output(World *w, int i)
     Host *h = &w->host[i];
 
     h->output_open = TRUE;
+    h->held = FALSE;
     if (!h->facts.has_disks)
         return;
     if (!h->disk.up_to_date || h->disk.holds < w->told)
@@ -269,6 +273,14 @@ open_output(World *w, int i)
                      i, h->disk.up_to_date ? "old" : "not UpToDate", w->seed, h->disk.holds,
                      w->told);
     disk_up_to_date(h);
+}
+
+/* What leaves in PROTECTED is not seen by this world; here is what must not. */
+static void
+hold_output(World *w, int i)
+{
+    ck_assert(!w->host[i].output_open);
+    w->host[i].held = TRUE;
 }
 
 static void
@@ -369,7 +381,9 @@ leave_colo(World *w, int i)
     /* Durable early, or just before the output opens. */
     if (h->state == PAIR_TAKING_OVER && g_rand_boolean(w->rand))
         disk_failover(h);
-    push_local(h, PAIR_EVENT_VM_RUNNING);
+    /* Or it stands still, and the state's deadline comes. */
+    if (w->forbid_faults || g_rand_int_range(w->rand, 0, 50) > 0)
+        push_local(h, PAIR_EVENT_VM_RUNNING);
 }
 
 static void
@@ -396,6 +410,7 @@ static const Deed deeds[PAIR_N_ACTIONS] = {
     [PAIR_ACTION_KILL_VM] = {end_vm, NO_EVENT, FALSE},
     [PAIR_ACTION_PROBE_VM] = {probe_vm, NO_EVENT, FALSE},
     [PAIR_ACTION_OPEN_OUTPUT] = {open_output, NO_EVENT, FALSE},
+    [PAIR_ACTION_HOLD_OUTPUT] = {hold_output, NO_EVENT, FALSE},
     [PAIR_ACTION_DROP_OUTPUT] = {drop_output, NO_EVENT, FALSE},
     [PAIR_ACTION_CLAIM] = {claim_alone, NO_EVENT, FALSE},
     [PAIR_ACTION_CLAIM_OPERATOR] = {claim_by_operator, NO_EVENT, FALSE},
@@ -507,6 +522,10 @@ host_event(World *w, int i, PairEvent event)
                    h->facts.generation, pair_event_name(event), pair_state_name(h->state),
                    step.why);
     w->takeovers += before == PAIR_TAKING_OVER && h->state == PAIR_ALONE;
+    w->proofs += before == PAIR_PROVING && h->state == PAIR_CLAIM_SECONDARY;
+    /* A planned takeover begins only when the primary holds its output. */
+    if (h->state == PAIR_PROVING && before != PAIR_PROVING && w->host[!i].vm && w->link)
+        ck_assert(w->host[!i].held || w->host[!i].state != PAIR_PROTECTED);
     w->resumes += before == PAIR_RESUMING && h->state == PAIR_ALONE;
     if (h->state == PAIR_PROTECTED && before == PAIR_MIGRATING)
         arm(w, i);
@@ -625,8 +644,11 @@ boot(World *w, int i)
 
     g_queue_clear(&h->local); /* what happened while no colod was there to hear it */
     h->facts.vm_alive = h->vm;
-    if (!h->vm && !w->manual && w->arbiter_owner == i && w->arbiter_newest > h->facts.generation)
-        burn_generation(h, w->arbiter_newest);
+    if (!w->manual && w->arbiter_owner == i && w->arbiter_newest > h->facts.generation) {
+        ck_assert_uint_eq(h->claiming, w->arbiter_newest);
+        if (!h->vm || !h->facts.role_primary)
+            burn_generation(h, w->arbiter_newest);
+    }
     h->facts.stale = !w->manual && !w->arbiter_away && w->arbiter_owner != i &&
                      w->arbiter_newest > h->facts.generation;
     h->facts.fresh = h->facts.generation == 0 && w->arbiter_newest == 0;
@@ -683,6 +705,7 @@ fault(World *w)
         gate_lost(w, !i);
         break;
     case 9:
+        h->facts.vm_stuck = h->vm;
         host_event(w, i, PAIR_EVENT_VM_STUCK);
         break;
     case 10:
@@ -731,6 +754,10 @@ world_step(World *w)
         return;
     }
     run_guest(w, i);
+    if (h->facts.vm_stuck && (w->forbid_faults || g_rand_int_range(w->rand, 0, 100) == 0)) {
+        h->facts.vm_stuck = FALSE;
+        h->retry = TRUE;
+    }
     if (++h->age > 500 && pair_state_timeout_ms(h->state) > 0) {
         h->age = 0;
         host_event(w, i, PAIR_EVENT_TIMEOUT);
@@ -819,7 +846,7 @@ START_TEST(life_two_hosts_never_both_open_their_output)
     const char *runs_text = g_getenv("COLOD_FSM_RUNS");
     guint32 first = seed_text ? (guint32)g_ascii_strtoull(seed_text, NULL, 10) : 1;
     guint32 runs = runs_text ? (guint32)g_ascii_strtoull(runs_text, NULL, 10) : 800;
-    guint takeovers = 0, resumes = 0, protections = 0, disk_elections = 0;
+    guint takeovers = 0, resumes = 0, protections = 0, proofs = 0, disk_elections = 0;
 
     for (guint32 seed = first; seed < first + runs; seed++) {
         World w;
@@ -838,6 +865,7 @@ START_TEST(life_two_hosts_never_both_open_their_output)
         resumes += w.resumes;
         protections += w.protections;
         disk_elections += w.disk_elections;
+        proofs += w.proofs;
         world_clear(&w);
     }
     /* The storm must have been one: a simulation in which nothing happens proves nothing. */
@@ -845,6 +873,7 @@ START_TEST(life_two_hosts_never_both_open_their_output)
     ck_assert_uint_gt(resumes, runs);
     ck_assert_uint_gt(protections, runs);
     ck_assert_uint_gt(disk_elections, runs / 10);
+    ck_assert_uint_gt(proofs, runs / 20);
 }
 END_TEST
 

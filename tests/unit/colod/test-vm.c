@@ -7,7 +7,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glib/gstdio.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "fd.h"
@@ -37,11 +39,13 @@ sample_config(void)
         .nics = {{.name = (char *)"nic0",
                   .mac = {0x52, 0x54, 0, 1, 2, 3},
                   .model = (char *)"virtio-net-pci",
-                  .port = CONFIG_PORT_TAP},
+                  .port = CONFIG_PORT_TAP,
+                  .queues = 1},
                  {.name = (char *)"nic1",
                   .mac = {0x52, 0x54, 0, 1, 2, 4},
                   .model = (char *)"e1000",
-                  .port = CONFIG_PORT_STREAM}},
+                  .port = CONFIG_PORT_STREAM,
+                  .queues = 1}},
     };
 }
 
@@ -95,6 +99,24 @@ START_TEST(unit_more_arguments_come_before_those_of_the_configuration)
 }
 END_TEST
 
+START_TEST(unit_queues_are_one_tap_with_several_descriptors)
+{
+    Config config = sample_config();
+
+    config.nics[0].queues = 3;
+    config.nics[1] = config.nics[0];
+    config.nics[1].name = (char *)"nic1";
+
+    g_auto(GStrv) argv = vm_command_line(&config, "/run/colod/web", NULL, FALSE);
+
+    ck_assert(has_pair(argv, "-netdev", "tap,id=nic0,fds=20:21:22,vhost=off"));
+    ck_assert(has_pair(argv, "-netdev", "tap,id=nic1,fds=28:29:30,vhost=off"));
+    ck_assert(has_pair(argv, "-device",
+                       "virtio-net-pci,id=dev-nic0,netdev=nic0,mac=52:54:00:01:02:03,romfile=,"
+                       "guest_announce=off,mq=on,vectors=8"));
+}
+END_TEST
+
 START_TEST(unit_incoming_waits_for_the_stream)
 {
     static char *extra[] = {(char *)"-rtc", (char *)"base=utc", NULL};
@@ -117,6 +139,41 @@ START_TEST(unit_start_ticks_are_field_22)
     ck_assert_uint_eq(
         process_parse_start_ticks("7 (q) S 1 7 7 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 4711 99"),
         4711);
+}
+END_TEST
+
+START_TEST(unit_a_zombie_is_no_process)
+{
+    ck_assert_uint_eq(
+        process_parse_start_ticks("7 (q) Z 1 7 7 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 4711 99"),
+        0);
+    ck_assert_uint_eq(
+        process_parse_start_ticks("7 (q) X 1 7 7 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 4711 99"),
+        0);
+}
+END_TEST
+
+/* Ours, until its watch has reaped it. */
+START_TEST(unit_a_child_that_ended_does_not_exist)
+{
+    pid_t pid = fork();
+    siginfo_t info;
+    guint64 ticks;
+
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0)
+        (void)pause();
+
+    g_autofree char *path = g_strdup_printf("/proc/%d/stat", pid);
+    g_autofree char *stat = NULL;
+
+    ck_assert(g_file_get_contents(path, &stat, NULL, NULL));
+    ticks = process_parse_start_ticks(stat);
+    ck_assert(process_exists(pid, ticks));
+    ck_assert_int_eq(kill(pid, SIGKILL), 0);
+    ck_assert_int_eq(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+    ck_assert(!process_exists(pid, ticks));
+    ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
 }
 END_TEST
 
@@ -250,7 +307,8 @@ END_TEST
 
 CHECK_MAIN("vm", unit_command_line_says_what_the_configuration_says,
            unit_more_arguments_come_before_those_of_the_configuration,
-           unit_incoming_waits_for_the_stream, unit_start_ticks_are_field_22,
-           sec_a_process_name_cannot_shift_the_fields, life_exit_status_and_signal_are_told,
-           life_a_process_is_found_again_with_its_descriptor,
+           unit_queues_are_one_tap_with_several_descriptors, unit_incoming_waits_for_the_stream,
+           unit_start_ticks_are_field_22, unit_a_zombie_is_no_process,
+           unit_a_child_that_ended_does_not_exist, sec_a_process_name_cannot_shift_the_fields,
+           life_exit_status_and_signal_are_told, life_a_process_is_found_again_with_its_descriptor,
            sec_another_process_with_that_pid_is_not_adopted, err_program_missing)

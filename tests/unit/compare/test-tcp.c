@@ -172,6 +172,76 @@ START_TEST(unit_rst_against_data)
 }
 END_TEST
 
+START_TEST(unit_rst_said_more_often_by_the_secondary)
+{
+    Rig *rig = rig_connected(__func__);
+
+    rig_tcp(rig, S, RST, 1001, 0, NULL);
+    rig_tcp(rig, S, RST, 1001, 0, NULL);
+    rig_tcp(rig, P, RST, 1001, 0, NULL);
+    rig_tcp(rig, P, SYN | ACK, 7000, 90, NULL);
+    rig_tcp(rig, S, SYN | ACK, 5, 90, NULL);
+    expect_clean(rig);
+}
+END_TEST
+
+/* One guest refuses what the other accepts: at once, in each order, on fresh ports and on ports
+ * that were used before. */
+START_TEST(unit_rst_against_syn_ack)
+{
+    for (unsigned i = 0; i < 8; i++) {
+        bool reused = i & 1, primary_refuses = i & 2, refusal_first = i & 4;
+        CompareSide refuses = primary_refuses ? P : S, accepts = primary_refuses ? S : P;
+        g_autofree char *name = g_strdup_printf("%s_%u", __func__, i);
+        Rig *rig = reused ? rig_connected(name) : rig_new(name, NULL);
+        size_t before;
+
+        if (reused) {
+            rig_tcp(rig, P, RST, 1001, 0, NULL);
+            rig_tcp(rig, S, RST, 1001, 0, NULL);
+            rig_checkpoint(rig); /* what was released before counts as such */
+        }
+        before = rig->released->len;
+        if (!refusal_first)
+            rig_tcp(rig, accepts, SYN | ACK, 7000, 901, NULL);
+        ck_assert_uint_eq(rig_n_divergences(rig), 0);
+        rig_tcp(rig, refuses, RST | ACK, 0, 901, NULL);
+        if (refusal_first) {
+            ck_assert_uint_eq(rig_n_divergences(rig), 0);
+            rig_tcp(rig, accepts, SYN | ACK, 7000, 901, NULL);
+        }
+        ck_assert_msg(rig_last_rule(rig) == COMPARE_RULE_RST, "%s", name);
+        ck_assert_uint_eq(rig_n_divergences(rig), 1);
+        ck_assert_uint_eq(rig->released->len, before);
+        /* The checkpoint lets the primary's answer leave, and all is well again. */
+        rig_checkpoint(rig);
+        ck_assert_uint_eq(rig->released->len, before + 1);
+        rig_tcp(rig, P, ACK, 7001, 902, "on");
+        rig_tcp(rig, S, ACK, 7001, 902, "on");
+        ck_assert_uint_eq(rig_n_divergences(rig), 1);
+        rig_free(rig);
+    }
+}
+END_TEST
+
+/* The old connection's RSTs and the next one's SYN-ACK, one side ahead: no difference. */
+START_TEST(unit_rst_and_then_syn_ack_of_one_side_first)
+{
+    for (CompareSide first = P; first <= S; first++) {
+        CompareSide second = first == P ? S : P;
+        Rig *rig = rig_connected(__func__);
+
+        rig_tcp(rig, first, RST, 1001, 0, NULL);
+        rig_tcp(rig, first, SYN | ACK, first == P ? 7000 : 5, 90, NULL);
+        rig_tcp(rig, first, RST | ACK, 7001, 91, NULL);
+        rig_tcp(rig, second, RST, 1001, 0, NULL);
+        rig_tcp(rig, second, SYN | ACK, second == P ? 7000 : 5, 90, NULL);
+        rig_tcp(rig, second, RST | ACK, 7001, 91, NULL);
+        expect_clean(rig);
+    }
+}
+END_TEST
+
 START_TEST(unit_rst_of_a_closed_port_matches_exactly)
 {
     Rig *rig = rig_new(__func__, NULL);
@@ -645,9 +715,10 @@ CHECK_MAIN("compare-tcp", unit_same_segments_match_whoever_is_first, unit_differ
            unit_out_of_order_on_both_sides, unit_partial_overlap_and_retransmission,
            unit_payload_difference_is_found_at_its_offset, unit_sequence_numbers_wrap,
            unit_fin_with_and_without_data, unit_fin_at_different_offsets, unit_rst_of_both_sides,
-           unit_rst_against_data, unit_rst_of_a_closed_port_matches_exactly,
-           unit_pure_ack_waits_for_the_secondary, unit_data_leaves_with_the_ack_lowered,
-           unit_syn_and_fin_are_not_sent_with_a_lowered_ack,
+           unit_rst_against_data, unit_rst_said_more_often_by_the_secondary,
+           unit_rst_against_syn_ack, unit_rst_and_then_syn_ack_of_one_side_first,
+           unit_rst_of_a_closed_port_matches_exactly, unit_pure_ack_waits_for_the_secondary,
+           unit_data_leaves_with_the_ack_lowered, unit_syn_and_fin_are_not_sent_with_a_lowered_ack,
            unit_port_reuse_starts_a_new_comparison, unit_what_the_secondary_sends_before_its_syn,
            unit_port_reuse_while_the_old_one_is_held, unit_simultaneous_open,
            unit_repeated_syn_ack_of_the_secondary_is_translated, unit_syn_with_data,

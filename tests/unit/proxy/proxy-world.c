@@ -151,6 +151,7 @@ world_proxy(World *w, ProxyPortKind port, gsize hold_max_bytes, int adopt_fd)
 
     config.nics[0] = (ProxyNic){.name = "nic0",
                                 .port = port,
+                                .queues = w->base.nics[0].queues,
                                 .bridge = bridge,
                                 .lan_tap = lan_tap,
                                 .stream_path = w->stream_path};
@@ -191,6 +192,7 @@ world_open(World *w, unsigned index, ProxyPortKind port, const ProxyConfig *base
                  .guest_header = WORLD_TAP_HEADER,
                  .index = index,
                  .base = *base};
+    memset(w->more_fds, -1, sizeof(w->more_fds));
 
     g_autofree char *bridge = name_of(w, "br");
 
@@ -207,12 +209,16 @@ world_open(World *w, unsigned index, ProxyPortKind port, const ProxyConfig *base
     }
     w->proxy = world_proxy(w, port, base->hold_max_bytes, -1);
     if (port == PROXY_PORT_STREAM) {
-        ck_assert_int_eq(proxy_take_guest_fd(w->proxy, 0), -1);
+        ck_assert_int_eq(proxy_take_guest_fd(w->proxy, 0, 0), -1);
         connect_stream(w);
     } else {
-        w->guest_fd = proxy_take_guest_fd(w->proxy, 0);
+        w->guest_fd = proxy_take_guest_fd(w->proxy, 0, 0);
         ck_assert_int_ge(w->guest_fd, 0);
-        ck_assert_int_eq(proxy_take_guest_fd(w->proxy, 0), -1);
+        for (unsigned queue = 1; queue < PROXY_MAX_QUEUES; queue++) {
+            w->more_fds[queue] = proxy_take_guest_fd(w->proxy, 0, queue);
+            ck_assert_int_eq(w->more_fds[queue] >= 0, queue < MAX(base->nics[0].queues, 1));
+        }
+        ck_assert_int_eq(proxy_take_guest_fd(w->proxy, 0, 0), -1);
         /* As QEMU does; without it the kernel would compute checksums for the guest. */
         ck_assert_int_eq(ioctl(w->guest_fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6),
                          0);
@@ -226,6 +232,8 @@ world_clear(World *w)
 
     proxy_free(w->proxy);
     fd_clear(&w->guest_fd);
+    for (unsigned queue = 1; queue < PROXY_MAX_QUEUES; queue++)
+        fd_clear(&w->more_fds[queue]);
     fd_clear(&w->client_fd);
     fd_clear(&w->listen_fd);
     if (w->stream_path)
@@ -280,6 +288,16 @@ guest_send(World *w, guint32 number, size_t len)
 
     build(frame, guest_mac, number, len);
     guest_send_raw(w, frame, len);
+}
+
+void
+guest_send_from(World *w, unsigned queue, guint32 number, size_t len)
+{
+    int first = w->guest_fd;
+
+    w->guest_fd = queue > 0 ? w->more_fds[queue] : first;
+    guest_send(w, number, len);
+    w->guest_fd = first;
 }
 
 void
@@ -368,6 +386,12 @@ guest_recv(World *w, int wait_ms)
             return number;
     }
     return -1;
+}
+
+gint64
+guest_recv_at(World *w, unsigned queue)
+{
+    return recv_tap(queue > 0 ? w->more_fds[queue] : w->guest_fd, (size_t)w->guest_header, 0);
 }
 
 gint64

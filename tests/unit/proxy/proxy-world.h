@@ -13,10 +13,11 @@
 typedef struct World {
     Proxy *proxy;
     unsigned index;   /* of its bridge, client and LAN tap */
-    ProxyConfig base; /* all but the NIC */
+    ProxyConfig base; /* all but the NIC, of that the queues only */
     int client_fd;
-    int guest_fd;  /* tap, or accepted stream */
-    int listen_fd; /* stream */
+    int guest_fd;                   /* tap, or accepted stream */
+    int more_fds[PROXY_MAX_QUEUES]; /* of the tap's other queues, from 1 on; else -1 */
+    int listen_fd;                  /* stream */
     char *stream_dir, *stream_path;
     int guest_header; /* bytes of virtio-net header on the guest's tap */
     unsigned n_done, n_refused, n_high, n_broken;
@@ -45,6 +46,10 @@ void guest_send(World *w, guint32 number, size_t len);
 /** An Ethernet frame as it is. */
 void guest_send_raw(World *w, const guint8 *frame, size_t len);
 void client_send(World *w, guint32 number, size_t len);
+/** As guest_send(), from a queue of the tap. */
+void guest_send_from(World *w, unsigned queue, guint32 number, size_t len);
+/** As guest_recv() without waiting, from a queue of the tap. */
+gint64 guest_recv_at(World *w, unsigned queue);
 /** The next numbered frame, or -1 when none came within @wait_ms. */
 gint64 guest_recv(World *w, int wait_ms);
 gint64 client_recv(World *w, int wait_ms);

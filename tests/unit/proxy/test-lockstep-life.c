@@ -40,7 +40,11 @@ START_TEST(err_peer_end_holds_output_until_it_is_decided)
         ck_assert_int_eq(shutdown(fd, SHUT_WR), 0);
         world_until(&w.n_peer_lost, 1);
         ck_assert_str_eq(w.peer_text, "frames channel: the peer has closed it");
-        ck_assert_int_eq(client_recv(&w, WAIT), 1);
+        WORLD_UNTIL(&w, st.released[COMPARE_RELEASED_MATCHED] == 1);
+
+        /* It left if that was before the end was known. */
+        bool gone = client_recv(&w, 20) == 1;
+
         guest_send(&w, 3, 80);
         ck_assert_int_eq(client_recv(&w, 20), -1);
         /* The guest is fed on. */
@@ -50,12 +54,39 @@ START_TEST(err_peer_end_holds_output_until_it_is_decided)
         /* Goes on alone. */
         world_egress(&w, PROXY_EGRESS_OPEN);
         guest_send(&w, 4, 60);
-        for (guint32 i = 2; i <= 4; i++)
+        for (guint32 i = gone ? 2 : 1; i <= 4; i++)
             ck_assert_int_eq(client_recv(&w, WAIT), i);
         ck_assert_uint_eq(w.n_peer_lost, 1);
         (void)close(fd);
         world_clear(&w);
     }
+}
+END_TEST
+
+/* The host stood still, shorter than its lease lasts, and the peer has closed the channel and taken
+ * over meanwhile. */
+START_TEST(err_nothing_leaves_behind_the_end_of_the_channel)
+{
+    World w;
+    ProxyConfig base;
+
+    pair_wire_sequence = 0;
+    lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
+
+    int fd = lone_init(&w, PROXY_PORT_TAP, &base);
+
+    /* Released, and not written yet. */
+    proxy_set_lease(w.proxy, 1);
+    guest_send(&w, 1, 60);
+    peer_says(fd, 0, 1, 60);
+    WORLD_UNTIL(&w, st.lease_waits == 1);
+    ck_assert_int_eq(shutdown(fd, SHUT_WR), 0);
+    proxy_set_lease(w.proxy, INT64_MAX);
+    ck_assert_int_eq(client_recv(&w, 50), -1);
+    world_egress(&w, PROXY_EGRESS_DROP);
+    ck_assert_int_eq(client_recv(&w, 20), -1);
+    (void)close(fd);
+    world_clear(&w);
 }
 END_TEST
 
@@ -156,9 +187,13 @@ START_TEST(life_a_new_peer_replaces_the_one_before)
     guest_send(&w, 2, 60);
     peer_says(fds[1], 0, 2, 60);
     ck_assert_int_eq(client_recv(&w, WAIT), 2);
-    /* Closed, with or without a reset for what it had not read. */
-    ssize_t n = recv(fd, &byte, 1, 0);
+    /* Closed, with or without a reset for what it had not read; what the kernel sends on a bridge
+     * may have been mirrored before. */
+    ssize_t n;
 
+    do
+        n = recv(fd, &byte, 1, 0);
+    while (n > 0);
     ck_assert(n == 0 || (n < 0 && errno == ECONNRESET));
     (void)close(fd);
     ck_assert_uint_eq(w.n_peer_lost, 0);
@@ -365,8 +400,8 @@ END_TEST
 /* The records of connections: too short, too long, of no TCP connection, a flag that is none. */
 START_TEST(sec_malformed_connections_break_the_channel)
 {
-    static const size_t sizes[] = {60, 78 - WIRE_VNET_BYTES, 79 - WIRE_VNET_BYTES,
-                                   77 - WIRE_VNET_BYTES};
+    static const size_t sizes[] = {60, 101 - WIRE_VNET_BYTES, 102 - WIRE_VNET_BYTES,
+                                   103 - WIRE_VNET_BYTES};
 
     for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
         World w;
@@ -393,7 +428,7 @@ START_TEST(sec_malformed_connections_break_the_channel)
 END_TEST
 
 CHECK_MAIN("lockstep-life", err_peer_end_holds_output_until_it_is_decided,
-           err_link_lost_and_claim_lost_drops_all,
+           err_nothing_leaves_behind_the_end_of_the_channel, err_link_lost_and_claim_lost_drops_all,
            sec_garbage_from_the_peer_breaks_the_channel_with_its_name,
            sec_malformed_connections_break_the_channel, life_a_new_peer_replaces_the_one_before,
            life_takeover_says_what_the_primary_had_not,

@@ -257,6 +257,141 @@ take_over_again(World *survivor, World *next)
     expect(next->guest_fd, ACK, CLIENT_ISN + 9, S_ISN + 29, "good");
 }
 
+/* The survivor protects itself again with @next. */
+static void
+protect_again(World *survivor, World *next, unsigned index)
+{
+    int fds[2];
+
+    world_open(next, index, PROXY_PORT_TAP, &survivor->base);
+    pair_sockets(fds);
+    world_attach_fd(survivor, fds[0]);
+    world_attach_fd(next, fds[1]);
+    world_egress(next, PROXY_EGRESS_SHADOW);
+    proxy_set_lease(survivor->proxy, INT64_MAX);
+    world_egress(survivor, PROXY_EGRESS_COMPARE);
+}
+
+static void
+take_over(World *dead, World *survivor)
+{
+    proxy_free(dead->proxy);
+    dead->proxy = NULL;
+    world_egress(survivor, PROXY_EGRESS_OPEN);
+    world_ingress(survivor, true);
+}
+
+/* The client has PVM's SYN-ACK, but its ACK does not come through before PVM dies. */
+static void
+die_in_a_handshake(Pair *pair)
+{
+    pair_init(pair, PROXY_PORT_TAP, 1000, PAIR_HOLD_BYTES);
+    client_says(&pair->p, SYN, CLIENT_ISN, 0, "");
+    expect(pair->p.guest_fd, SYN, CLIENT_ISN, 0, "");
+    expect(pair->s.guest_fd, SYN, CLIENT_ISN, 0, "");
+    guest_says(&pair->p, SYN | ACK, P_ISN, CLIENT_ISN + 1, "");
+    guest_says(&pair->s, SYN | ACK, S_ISN, CLIENT_ISN + 1, "");
+    expect(pair->p.client_fd, SYN | ACK, P_ISN, CLIENT_ISN + 1, "");
+    take_over(&pair->p, &pair->s);
+    expect(pair->s.client_fd, SYN | ACK, S_ISN, CLIENT_ISN + 1, "");
+}
+
+/* The last of a row of survivors: inside are S's numbers, outside P's. */
+static void
+expect_translated(World *w)
+{
+    client_says(w, ACK, CLIENT_ISN + 1, P_ISN + 1, "GET");
+    expect(w->guest_fd, ACK, CLIENT_ISN + 1, S_ISN + 1, "GET");
+    guest_says(w, ACK, S_ISN + 1, CLIENT_ISN + 4, "hello");
+    expect(w->client_fd, ACK, P_ISN + 1, CLIENT_ISN + 4, "hello");
+}
+
+/* It ends under the new primary, which tells the new secondary; and so on. */
+START_TEST(life_a_handshake_that_ends_after_the_arming_survives_the_next_takeovers)
+{
+    Pair pair;
+    World t, u;
+
+    die_in_a_handshake(&pair);
+    protect_again(&pair.s, &t, 2);
+    /* Both guests repeat it. */
+    guest_says(&pair.s, SYN | ACK, S_ISN, CLIENT_ISN + 1, "");
+    guest_says(&t, SYN | ACK, S_ISN, CLIENT_ISN + 1, "");
+    expect(pair.s.client_fd, SYN | ACK, S_ISN, CLIENT_ISN + 1, "");
+    client_says(&pair.s, ACK, CLIENT_ISN + 1, P_ISN + 1, "");
+    expect(pair.s.guest_fd, ACK, CLIENT_ISN + 1, S_ISN + 1, "");
+    expect(t.guest_fd, ACK, CLIENT_ISN + 1, S_ISN + 1, "");
+    take_over(&pair.s, &t);
+    expect(t.client_fd, SYN | ACK, P_ISN, CLIENT_ISN + 1, "");
+    protect_again(&t, &u, 3);
+    client_says(&t, ACK, CLIENT_ISN + 1, P_ISN + 1, "");
+    expect(t.guest_fd, ACK, CLIENT_ISN + 1, S_ISN + 1, "");
+    expect(u.guest_fd, ACK, CLIENT_ISN + 1, S_ISN + 1, "");
+    take_over(&t, &u);
+    expect_translated(&u);
+    world_clear(&u);
+    world_clear(&t);
+    pair_clear(&pair);
+}
+END_TEST
+
+/* It has not ended when the new primary dies too; the second survivor learns from the client, also
+ * as the primary of a third pair. */
+START_TEST(life_a_handshake_survives_two_takeovers)
+{
+    for (unsigned again = 0; again < 2; again++) {
+        Pair pair;
+        World t, u;
+
+        die_in_a_handshake(&pair);
+        protect_again(&pair.s, &t, 2);
+        client_says(&pair.s, SYN, CLIENT_ISN, 0, ""); /* what was sent before has arrived */
+        expect(t.guest_fd, SYN, CLIENT_ISN, 0, "");
+        take_over(&pair.s, &t);
+        if (again) {
+            protect_again(&t, &u, 3);
+            client_says(&t, ACK, CLIENT_ISN + 1, P_ISN + 1, "");
+            expect(t.guest_fd, ACK, CLIENT_ISN + 1, S_ISN + 1, "");
+            expect(u.guest_fd, ACK, CLIENT_ISN + 1, S_ISN + 1, "");
+            take_over(&t, &u);
+            expect_translated(&u);
+            world_clear(&u);
+        } else {
+            expect_translated(&t);
+        }
+        world_clear(&t);
+        pair_clear(&pair);
+    }
+}
+END_TEST
+
+/* The guests have given the old handshake up, and the client comes by the same ports. */
+START_TEST(life_the_next_connection_ends_an_inherited_handshake)
+{
+    enum { NEXT_ISN = 90000, T_ISN = 777000, Q_ISN = 42000 };
+    Pair pair;
+    World t;
+
+    die_in_a_handshake(&pair);
+    protect_again(&pair.s, &t, 2);
+    client_says(&pair.s, SYN, NEXT_ISN, 0, "");
+    expect(pair.s.guest_fd, SYN, NEXT_ISN, 0, "");
+    expect(t.guest_fd, SYN, NEXT_ISN, 0, "");
+    guest_says(&pair.s, SYN | ACK, Q_ISN, NEXT_ISN + 1, "");
+    guest_says(&t, SYN | ACK, T_ISN, NEXT_ISN + 1, "");
+    expect(pair.s.client_fd, SYN | ACK, Q_ISN, NEXT_ISN + 1, "");
+    client_says(&pair.s, ACK, NEXT_ISN + 1, Q_ISN + 1, "");
+    expect(pair.s.guest_fd, ACK, NEXT_ISN + 1, Q_ISN + 1, "");
+    expect(t.guest_fd, ACK, NEXT_ISN + 1, T_ISN + 1, "");
+    take_over(&pair.s, &t);
+    expect(t.client_fd, SYN | ACK, Q_ISN, NEXT_ISN + 1, "");
+    client_says(&t, ACK, NEXT_ISN + 1, Q_ISN + 1, "GET");
+    expect(t.guest_fd, ACK, NEXT_ISN + 1, T_ISN + 1, "GET");
+    world_clear(&t);
+    pair_clear(&pair);
+}
+END_TEST
+
 START_TEST(life_a_connection_survives_two_takeovers_in_both_directions)
 {
     Pair pair;
@@ -302,4 +437,7 @@ END_TEST
 
 CHECK_MAIN("lockstep-tcp", unit_numbers_differ_inside_and_agree_outside,
            unit_an_ack_is_lowered_to_what_the_secondary_has, unit_different_bytes_diverge_at_once,
-           life_a_connection_survives_two_takeovers_in_both_directions)
+           life_a_connection_survives_two_takeovers_in_both_directions,
+           life_a_handshake_that_ends_after_the_arming_survives_the_next_takeovers,
+           life_a_handshake_survives_two_takeovers,
+           life_the_next_connection_ends_an_inherited_handshake)

@@ -6,6 +6,8 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 /* The other side: takes @budget bytes and then has no room; gives what lies in @in. */
 typedef struct FakePeer {
@@ -323,8 +325,28 @@ START_TEST(unit_room_is_counted_in_the_largest_messages)
 }
 END_TEST
 
-CHECK_MAIN("peer-stream", unit_small_frames_share_a_write, unit_a_full_record_leaves_at_once,
-           unit_a_blocked_write_is_repeated_with_the_same_count,
+/* The end shows although what was said before it has not been read. */
+START_TEST(err_a_closed_end_shows_before_it_is_read)
+{
+    Bench b;
+    int fds[2];
+
+    bench_init(&b);
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    b.stream.peer.fd = fds[0];
+    ck_assert(peer_stream_is_open(&b.stream));
+    ck_assert_int_eq(write(fds[1], "x", 1), 1);
+    ck_assert(peer_stream_is_open(&b.stream));
+    ck_assert_int_eq(shutdown(fds[1], SHUT_WR), 0);
+    ck_assert(!peer_stream_is_open(&b.stream));
+    (void)close(fds[0]);
+    (void)close(fds[1]);
+    bench_clear(&b);
+}
+END_TEST
+
+CHECK_MAIN("peer-stream", err_a_closed_end_shows_before_it_is_read, unit_small_frames_share_a_write,
+           unit_a_full_record_leaves_at_once, unit_a_blocked_write_is_repeated_with_the_same_count,
            unit_frames_of_all_sizes_in_odd_pieces, unit_looking_ahead_decodes_each_message_once,
            unit_a_missing_number_is_counted, sec_numbers_and_epochs_do_not_go_back,
            err_ends_are_told_apart, unit_room_is_counted_in_the_largest_messages)

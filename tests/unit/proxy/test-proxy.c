@@ -694,7 +694,7 @@ START_TEST(life_adoption_after_the_first_proxy_is_gone)
 
     w.proxy = world_proxy(&w, PROXY_PORT_TAP, MIB, copy);
     fd_clear(&copy);
-    ck_assert_int_eq(proxy_take_guest_fd(w.proxy, 0), -1);
+    ck_assert_int_eq(proxy_take_guest_fd(w.proxy, 0, 0), -1);
     world_egress(&w, PROXY_EGRESS_HOLD);
     world_ingress(&w, true);
     send_range(&w, 6, 8);

@@ -4,6 +4,8 @@
 
 #include "check-main.h"
 
+#include <errno.h>
+
 static void
 close_in_order(RwRig *rig, bool guest_first)
 {
@@ -300,13 +302,50 @@ START_TEST(unit_handed_on)
 }
 END_TEST
 
-START_TEST(unit_handed_on_are_known_ones_only)
+/* The handshake is still under way: the next one learns by itself, and says so. */
+static void
+handed_on_half_open(RwRig *rig)
+{
+    const RewriterConfig config = {.connections_max = 4};
+    RewriterRecord record;
+    Rewriter *next = NULL;
+    uint32_t cursor = 0;
+
+    rw_in(rig, peer_says(SYN, 0, 0, 0));
+    rw_out(rig, svm_says(SYN | ACK, 0, 1, 0));
+    rewriter_takeover(rig->rewriter);
+    ck_assert(rewriter_export(rig->rewriter, &cursor, &record));
+    ck_assert_int_eq(record.conn.phase, REWRITER_SYN_RCVD);
+    ck_assert_int_eq(rewriter_new(&config, &next), 0);
+    rewriter_takeover(next);
+    ck_assert_int_eq(rewriter_import(next, &record), 0);
+    ck_assert_uint_eq(rewriter_stats(next)->connections_open, 0);
+    rewriter_free(rig->rewriter);
+    rig->rewriter = next;
+    ck_assert_uint_eq(rw_out(rig, svm_says(SYN | ACK, 0, 1, 0)).seq, SVM_ISN);
+    ck_assert(!rewriter_learned(next, &record));
+    ck_assert_uint_eq(rw_in(rig, peer_says(ACK, 1, 1, 0)).ack, SVM_ISN + 1);
+    ck_assert(rewriter_learned(next, &record));
+    ck_assert_int_eq(record.conn.phase, REWRITER_OPEN);
+    ck_assert_uint_eq(record.conn.seq_off, SEQ_OFF);
+    rw_assert_translated(rig);
+    ck_assert(!rewriter_learned(next, &record));
+}
+
+START_TEST(unit_handed_on_half_open)
+{
+    rw_each_style(handed_on_half_open);
+}
+END_TEST
+
+START_TEST(unit_handed_on_are_those_with_numbers_of_their_own)
 {
     RwRig rig = rw_new((SegmentStyle){0}, 16);
     RewriterRecord record;
     uint32_t cursor = 0;
 
-    rw_out(&rig, svm_says(SYN, 0, 0, 0));
+    /* Nothing of the guest's yet. */
+    rw_in(&rig, peer_says(SYN, 0, 0, 0));
     ck_assert(!rewriter_export(rig.rewriter, &cursor, &record));
     rw_open_active(&rig);
     rewriter_commit(rig.rewriter);
@@ -316,6 +355,31 @@ START_TEST(unit_handed_on_are_known_ones_only)
 }
 END_TEST
 
+START_TEST(sec_what_no_rewriter_says_is_not_taken_over)
+{
+    RwRig rig = rw_new((SegmentStyle){0}, 16);
+    const RewriterConn wrong[] = {
+        {.phase = REWRITER_SILENT},
+        {.phase = REWRITER_LEARNED},
+        {.phase = REWRITER_UNTRACKED},
+        {.phase = REWRITER_N_PHASES},
+        {.phase = 255},
+        {.phase = REWRITER_OPEN, .flags = REWRITER_CONN_RESET},
+        {.phase = REWRITER_SYN_RCVD, .flags = REWRITER_PEND_SYN_ACK},
+        {.phase = REWRITER_SYN_SENT, .flags = 1 << 15},
+    };
+
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        RewriterRecord record = {.conn = wrong[i]};
+
+        ck_assert_int_eq(rewriter_import(rig.rewriter, &record), -EINVAL);
+    }
+    ck_assert_uint_eq(rw_stats(&rig)->connections, 0);
+    rw_free(&rig);
+}
+END_TEST
+
 CHECK_MAIN("rewriter-life", unit_r3_fin_with_ack_closes_in_every_order, unit_port_reuse,
            unit_syn_on_a_live_connection, unit_commit_forgets, unit_takeover, unit_handed_on,
-           unit_handed_on_are_known_ones_only)
+           unit_handed_on_half_open, unit_handed_on_are_those_with_numbers_of_their_own,
+           sec_what_no_rewriter_says_is_not_taken_over)
