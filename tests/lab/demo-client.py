@@ -90,7 +90,7 @@ def show_disk(lab, writers, before):
     for writer, count in zip(writers, before):
         found = writer.verify()
         what = "records written with fdatasync" if writer.kind == "records" else "rows of SQLite, committed"
-        print(f"  disk: {what}: {count} acknowledged when the primary died, {writer.acked} since, {found} found, all right")
+        print(f"  disk: {what}: {count} acknowledged when the primary died, {writer.acked} in the end, all {found} found")
     if writers:
         fsck(lab)
         print("  disk: e2fsck finds nothing")
