@@ -606,8 +606,10 @@ daemon_disks_leave(Daemon *d)
         return;
     if (d->state == PAIR_TAKING_OVER)
         begin_failover(d);
-    else
+    else if (d->state == PAIR_RESUMING)
         go_alone(d);
+    else /* PROVING: the claim is not won yet, and SVM goes on with what it sees */
+        d->disks->disks_left = TRUE;
 }
 
 void

@@ -281,12 +281,9 @@ on_followed(Daemon *d, gboolean saved, gpointer user_data G_GNUC_UNUSED)
     if (!saved)
         return;
     daemon_send_state(d);
-    /* What the peer said last meets other facts now: this host may be the one to start the VM, also
-     * in a generation in which nobody has run; disks tell who is to. */
+    /* What the peer said last meets other facts now: this host may be the one to start the VM. */
     if (d->facts.peer_up)
         daemon_event(d, PAIR_EVENT_PEER_STATE);
-    else if (d->facts.has_disks)
-        daemon_event(d, PAIR_EVENT_RETRY);
 }
 
 void

@@ -57,8 +57,8 @@ typedef void (*VmDoneFunc)(Vm *vm, const GError *error, gpointer user_data);
  * @incoming: with `-incoming defer`; else stopped (`-S`) until vm_run().
  */
 Vm *vm_start(const Config *config, const char *run_dir, const VmTapFds *guest_fds,
-             const GPtrArray *more,
-             gboolean incoming, const VmHandlers *handlers, gpointer user_data, GError **error);
+             const GPtrArray *more, gboolean incoming, const VmHandlers *handlers,
+             gpointer user_data, GError **error);
 
 /** Watches a QEMU that outlived the colod that started it and connects to its QMP socket. */
 Vm *vm_adopt(const Config *config, const char *run_dir, gint64 pid, guint64 start_ticks,

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # demo.sh - the main job, once, from a bare machine: a protected guest, a download, a killed primary.
 #
-# Builds colod, brings two hosts and a client up as network namespaces, starts a download from the guest,
-# kills the primary's QEMU in the middle and checks that the client got every byte. Nothing is left running.
+# Builds colod, brings two hosts and a client up as network namespaces, starts a download from the guest, which writes
+# to its disk meanwhile, kills the primary's QEMU in the middle and checks that the client got every byte and that
+# nothing is missing on the disk. Nothing is left running.
 
 set -euo pipefail
 export LC_ALL=C
@@ -15,6 +16,7 @@ lab=tests/lab/lab
 build=build/release
 rate=12    # MiB/s at most, so that the download is under way for some seconds
 kill_at=24 # MiB of 64 that have arrived when the primary dies
+disk_mib=256
 steps=7
 step=0
 work=
@@ -88,7 +90,8 @@ quietly()
 
 build_all()
 {
-    cmake --preset release && cmake --build --preset release -j "$(nproc)" --target colod colo
+    cmake --preset release && cmake --build --preset release -j "$(nproc)" --target colod colo \
+        colo_forward_plugin colo_target_plugin
 }
 
 keep=no
@@ -129,19 +132,20 @@ next 'self-test: can this QEMU do COLO?'
 "$build/colod/colo" selftest --qemu "$qemu" --accel tcg || die 'the self-test says no (see above)'
 finished
 
-next 'two hosts, a client, a protected guest'
+next 'two hosts, a client, a protected guest with a disk'
 "$lab" down
-"$lab" up --build "$PWD/$build" || die 'the guest did not become protected'
+"$lab" up --disk "$disk_mib" --build "$PWD/$build" || die 'the guest did not become protected'
 finished
 
 next "a download of 64 MiB, and SIGKILL for the primary's QEMU in the middle of it"
 /usr/bin/python3 tests/lab/demo-client.py --rate "$rate" --kill-at "$kill_at" ||
-    die 'the client did not get what it must get'
+    die 'the client did not get, or find, what it must'
 finished
 
 next 'protected again, and down'
 "$lab" wait b '.state == "protected"' 60 || die 'the pair did not protect itself again'
 "$lab" colo b status
+"$lab" colo b verify || die 'the disks of both hosts differ'
 [[ "$keep" == yes ]] || "$lab" down
 finished
 say "all is well: the client never noticed more than a pause (in all $SECONDS s)"

@@ -3,7 +3,8 @@
 """demo-client.py - a download from the lab's guest in the middle of which the primary's QEMU is killed.
 
 Prints a time line made of the survivor's events and the client's own time stamps, which are of one clock.
-Exit status 0 only if every byte and the checksum are right.
+A guest with a disk writes records and rows of a data base all the while.
+Exit status 0 only if every byte and the checksum are right, and all that was acknowledged is on the disk.
 """
 import argparse
 import hashlib
@@ -16,6 +17,7 @@ sys.dont_write_bytecode = True
 
 # pylint: disable=wrong-import-position
 from lablib.clients import MIB, Blob, Download  # noqa: E402
+from lablib.disk import Writer, fsck  # noqa: E402
 from lablib.lab import Lab  # noqa: E402
 from lablib.util import LabError  # noqa: E402
 
@@ -80,6 +82,20 @@ def time_line(events, killed_ns, download):
     return sorted(lines)
 
 
+def show_disk(lab, writers, before):
+    """All that the guest acknowledged as written is there, before and after the kill."""
+    for writer in writers:
+        writer.wait_more(3)
+        writer.stop()
+    for writer, count in zip(writers, before):
+        found = writer.verify()
+        what = "records written with fdatasync" if writer.kind == "records" else "rows of SQLite, committed"
+        print(f"  disk: {what}: {count} acknowledged when the primary died, {writer.acked} in the end, all {found} found")
+    if writers:
+        fsck(lab)
+        print("  disk: e2fsck finds nothing")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--rate", type=int, default=12, metavar="MIB", help="at most so many MiB a second")
@@ -92,9 +108,14 @@ def main():
     seen = max((event["seq"] for event in survivor.events()), default=0)
     Blob.differs(0, b"\0")  # makes its table now
 
+    writers = [Writer(lab, kind) for kind in ("records", "wal")] if lab.settings.disk_mib else []
+    for writer in writers:
+        writer.start()
+        writer.wait_more(1)
     download = SummedDownload(lab, BLOB_MIB, rate=args.rate * MIB)
     download.start()
     show_progress(download, args.kill_at * MIB)
+    before = [writer.acked for writer in writers]
     killed_ns = time.monotonic_ns()
     lab.kill("a", "qemu")
     print("      ---- SIGKILL ----", flush=True)
@@ -109,6 +130,7 @@ def main():
     print(f"  checksum of the client  {have}\n  checksum of the guest   {wanted}")
     if have != wanted:
         raise LabError("the checksums differ")
+    show_disk(lab, writers, before)
 
 
 if __name__ == "__main__":

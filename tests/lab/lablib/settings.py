@@ -55,14 +55,14 @@ class Settings:
     interval_ms: int = 0  # the mode's default
     arbiter: str = "file"
     port: str = "tap"
-    cpus: int = 1
-    queues: int = 1
     disk_mib: int = 0  # no disk
     disks: int = 1  # so many of them
     overlay_mib: int = 0  # the default
     images_fs_mib: dict = dataclasses.field(default_factory=dict)  # by host: a small file system for the images
     overlays_fs_mib: dict = dataclasses.field(default_factory=dict)  # and for the overlays
     sync_mib: int = 0  # MiB/s; 0: no limit
+    cpus: int = 1
+    queues: int = 1
     build: str = ""
     uuid: str = ""
     qemu: str = ""

@@ -82,6 +82,23 @@ START_TEST(unit_command_line_says_what_the_configuration_says)
 }
 END_TEST
 
+START_TEST(unit_more_arguments_come_before_those_of_the_configuration)
+{
+    static char *extra[] = {(char *)"-rtc", (char *)"base=utc", NULL};
+    Config config = sample_config();
+    g_autoptr(GPtrArray) more = g_ptr_array_new();
+
+    config.extra_args = extra;
+    g_ptr_array_add(more, (gpointer) "-device");
+    g_ptr_array_add(more, (gpointer) "x,drive=disk0");
+
+    g_auto(GStrv) argv = vm_command_line(&config, "/run/colod/web", more, TRUE);
+
+    ck_assert(has_pair(argv, "-device", "x,drive=disk0"));
+    ck_assert(has_pair(argv, "x,drive=disk0", "-rtc"));
+}
+END_TEST
+
 START_TEST(unit_queues_are_one_tap_with_several_descriptors)
 {
     Config config = sample_config();
@@ -97,23 +114,6 @@ START_TEST(unit_queues_are_one_tap_with_several_descriptors)
     ck_assert(has_pair(argv, "-device",
                        "virtio-net-pci,id=dev-nic0,netdev=nic0,mac=52:54:00:01:02:03,romfile=,"
                        "guest_announce=off,mq=on,vectors=8"));
-}
-END_TEST
-
-START_TEST(unit_more_arguments_come_before_those_of_the_configuration)
-{
-    static char *extra[] = {(char *)"-rtc", (char *)"base=utc", NULL};
-    Config config = sample_config();
-    g_autoptr(GPtrArray) more = g_ptr_array_new();
-
-    config.extra_args = extra;
-    g_ptr_array_add(more, (gpointer) "-device");
-    g_ptr_array_add(more, (gpointer) "x,drive=disk0");
-
-    g_auto(GStrv) argv = vm_command_line(&config, "/run/colod/web", more, TRUE);
-
-    ck_assert(has_pair(argv, "-device", "x,drive=disk0"));
-    ck_assert(has_pair(argv, "x,drive=disk0", "-rtc"));
 }
 END_TEST
 
@@ -306,10 +306,9 @@ START_TEST(err_program_missing)
 END_TEST
 
 CHECK_MAIN("vm", unit_command_line_says_what_the_configuration_says,
-           unit_queues_are_one_tap_with_several_descriptors,
            unit_more_arguments_come_before_those_of_the_configuration,
-           unit_incoming_waits_for_the_stream, unit_start_ticks_are_field_22,
-           unit_a_zombie_is_no_process, unit_a_child_that_ended_does_not_exist,
-           sec_a_process_name_cannot_shift_the_fields, life_exit_status_and_signal_are_told,
-           life_a_process_is_found_again_with_its_descriptor,
+           unit_queues_are_one_tap_with_several_descriptors, unit_incoming_waits_for_the_stream,
+           unit_start_ticks_are_field_22, unit_a_zombie_is_no_process,
+           unit_a_child_that_ended_does_not_exist, sec_a_process_name_cannot_shift_the_fields,
+           life_exit_status_and_signal_are_told, life_a_process_is_found_again_with_its_descriptor,
            sec_another_process_with_that_pid_is_not_adopted, err_program_missing)
