@@ -609,7 +609,7 @@ START_TEST(unit_parts_of_a_gso_frame)
     p.payload = payload;
     p.len = 5000;
     len = packet_build(&p, frame);
-    frame[1] = 1; /* VIRTIO_NET_HDR_GSO_TCPV4 */
+    frame[1] = 1;                               /* VIRTIO_NET_HDR_GSO_TCPV4 */
     memcpy(frame + 2, &linear, sizeof(linear)); /* hdr_len: what Linux has in one piece */
     memcpy(frame + 4, &size, sizeof(size));
     rig_send_raw(rig, P, frame, len, 10);
