@@ -30,6 +30,7 @@ enum {
     TCP_CHECKSUM_OFFSET = 16,
     PROTOCOL_TCP = 6,
     VNET_GSO_TYPE_OFFSET = 1,
+    VNET_HEADER_LEN_OFFSET = 2,
     VNET_GSO_SIZE_OFFSET = 4,
 };
 
@@ -127,11 +128,19 @@ tcp_checksum(const uint8_t *ip, bool ipv6, const uint8_t *tcp, uint32_t len)
     return (uint16_t)~fold(acc + sum_bytes(tcp, len));
 }
 
-/* One packet needs no segmentation, and kernels refuse to be told otherwise. */
+/* One packet needs no segmentation, and kernels refuse to be told otherwise. They also refuse a
+ * frame that is shorter than its header length, which guests only mean as what lies in one piece of
+ * their memory: of a segment that is sent again it may be the first two packets. */
 static void
-drop_gso_if_small(uint8_t *vnet, uint32_t payload_len)
+fit_vnet_header(uint8_t *vnet, uint32_t header_len, uint32_t payload_len)
 {
     uint16_t size;
+
+    memcpy(&size, vnet + VNET_HEADER_LEN_OFFSET, sizeof(size));
+    if (size > header_len) {
+        size = (uint16_t)header_len;
+        memcpy(vnet + VNET_HEADER_LEN_OFFSET, &size, sizeof(size));
+    }
 
     memcpy(&size, vnet + VNET_GSO_SIZE_OFFSET, sizeof(size)); /* in the host's order */
     if (vnet[VNET_GSO_TYPE_OFFSET] == 0 || payload_len > size)
@@ -159,7 +168,7 @@ patch_part(const Held *h, uint8_t *frame, uint32_t from, uint32_t to, uint32_t a
     if (to != h->seq + h->payload_len)
         tcp[TCP_FLAGS_OFFSET] &= (uint8_t)~FRAME_TCP_FIN;
     if (h->vnet_hdr_len)
-        drop_gso_if_small(frame, len);
+        fit_vnet_header(frame, h->payload_off - h->vnet_hdr_len, len);
     if (h->flags & HELD_CSUM_PARTIAL) {
         uint64_t sum = be16_load(tcp + TCP_CHECKSUM_OFFSET);
 

@@ -670,7 +670,7 @@ START_TEST(unit_parts_of_a_gso_frame)
     Packet p = rig->conn;
     const RigRelease *release;
     const uint8_t *out;
-    uint16_t size = 1448, left;
+    uint16_t size = 1448, linear = 2962, left;
     gsize len;
 
     p.tcp_flags = ACK;
@@ -679,7 +679,8 @@ START_TEST(unit_parts_of_a_gso_frame)
     p.payload = payload;
     p.len = 5000;
     len = packet_build(&p, frame);
-    frame[1] = 1; /* VIRTIO_NET_HDR_GSO_TCPV4 */
+    frame[1] = 1;                               /* VIRTIO_NET_HDR_GSO_TCPV4 */
+    memcpy(frame + 2, &linear, sizeof(linear)); /* hdr_len: what Linux has in one piece */
     memcpy(frame + 4, &size, sizeof(size));
     rig_send_raw(rig, P, frame, len, 10);
     for (p.len = 2000; p.len >= 1000; p.len -= 1000, p.seq += 2000) {
@@ -691,6 +692,8 @@ START_TEST(unit_parts_of_a_gso_frame)
         ck_assert_int_eq(release->why, COMPARE_RELEASED_PART);
         ck_assert_uint_eq(out[1], p.len > 1448 ? 1 : 0);
         ck_assert_uint_eq(left, p.len > 1448 ? 1448 : 0);
+        memcpy(&left, out + 2, sizeof(left));
+        ck_assert_uint_eq(left, len - 10 - p.len); /* longer than the frame: the tap refuses it */
         ck_assert(packet_tcp_checksum_ok(out, len, 10));
     }
     ck_assert_uint_eq(rig->released->len, 3);
