@@ -111,7 +111,7 @@ struct Daemon {
     int migration_fd; /* listening for PVM's migration */
     GSource *migration_accept;
     GIOStream *incoming_stream; /* secondary: until the primary migrates */
-    gboolean streams_used; /* the link's checkpoint channel belongs to a gate, or did */
+    gboolean streams_used;      /* the link's checkpoint channel belongs to a gate, or did */
     Checkpoints checkpoints;
 
     char *peer_software, *peer_qemu_version;
