@@ -7,7 +7,7 @@
  *   daemon-peer.c        messages to and from the peer
  *   daemon-checkpoint.c  gate callbacks and checkpoint policy
  *   daemon-network.c     the proxy: modes, frames channel, lease, differences
- *   daemon-disk.c        disks
+ *   daemon-disk.c        disks; daemon-disk-life.c: of the configuration, and their status
  *   daemon-control.c     control socket
  *   daemon-explain.c     why checkpoints happen
  *   daemon-status.c      status
