@@ -6,8 +6,13 @@
 #include "commit-record.h"
 #include "target-private.h"
 
+#include "clock.h"
+
 #include <errno.h>
 #include <string.h>
+
+/* colod gives a failed failover again each second. */
+#define GIVEN_AGAIN_NS (5 * NS_PER_S)
 
 static gboolean
 fail(Target *target, const char *what, int r, GError **error)
@@ -253,13 +258,41 @@ wait_until_begun(Target *target)
     target_unlock(target);
 }
 
+/* A commit that failed is given again while it is worth it: an error now would make the guest give
+ * its file system up, for a disk that has room again a moment later. */
+static bool
+is_given_again(Target *target)
+{
+    const int64_t deadline_ns = clock_now_ns() + GIVEN_AGAIN_NS;
+    bool in_time = true;
+
+    target_lock(target);
+    while (in_time && target->phase == COMMIT_FAILED && !target->stopping)
+        in_time = target_wait(target, deadline_ns);
+
+    bool again = target->phase != COMMIT_FAILED && target->phase != COMMIT_NONE;
+
+    target_unlock(target);
+    return again;
+}
+
+static bool
+wait_durable(Target *target)
+{
+    while (!target_wait_commit(target, TRUE, INT64_MAX, NULL)) {
+        if (!is_given_again(target))
+            return false;
+    }
+    return true;
+}
+
 int
 target_flush(Target *target, Side side, Fault *ret_fault)
 {
     if (side == SIDE_ACTIVE)
         wait_until_begun(target);
     if (side == SIDE_ACTIVE && layers_mode(target->layers) == TARGET_COMMITTING &&
-        !target_wait_commit(target, TRUE, INT64_MAX, NULL)) {
+        !wait_durable(target)) {
         layers_count_fault(target->layers, FAULT_FAILOVER_COMMIT);
         *ret_fault = FAULT_FAILOVER_COMMIT;
         return -EIO;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-add_executable(colod main.c daemon.c daemon-state.c daemon-actions.c daemon-disk.c daemon-peer.c
+add_executable(colod main.c daemon.c daemon-state.c daemon-actions.c daemon-disk.c daemon-disk-life.c daemon-peer.c
     daemon-checkpoint.c daemon-control.c daemon-explain.c daemon-network.c daemon-status.c)
 target_link_libraries(colod PRIVATE colod_explain colod_frames colod_gate colod_host colod_pair colod_peer
     colod_selftest colod_vm

@@ -7,7 +7,7 @@
  *   daemon-peer.c        messages to and from the peer
  *   daemon-checkpoint.c  gate callbacks and checkpoint policy
  *   daemon-network.c     the proxy: modes, frames channel, lease, differences
- *   daemon-disk.c        disks
+ *   daemon-disk.c        disks; daemon-disk-life.c: of the configuration, and their status
  *   daemon-control.c     control socket
  *   daemon-explain.c     why checkpoints happen
  *   daemon-status.c      status
@@ -111,7 +111,7 @@ struct Daemon {
     int migration_fd; /* listening for PVM's migration */
     GSource *migration_accept;
     GIOStream *incoming_stream; /* secondary: until the primary migrates */
-    gboolean streams_used; /* the link's checkpoint channel belongs to a gate, or did */
+    gboolean streams_used;      /* the link's checkpoint channel belongs to a gate, or did */
     Checkpoints checkpoints;
 
     char *peer_software, *peer_qemu_version;

@@ -185,7 +185,7 @@ stage_block()
 stage_e2e()
 {
     [[ -x build/dev/colod/colod ]] || build_preset dev || return 1
-    timeout 2400 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q --durations=15 tests/e2e && return 0
+    timeout 3600 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q --durations=15 tests/e2e && return 0
     # Once more, alone: what passes now depends on timing, which is a fault to be found, and is shown as such.
     printf '\nFLAKY if it passes now:\n'
     timeout 600 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q --last-failed \

@@ -301,22 +301,20 @@ def test_target_hangs(pair):
     wait_images_equal(pair.lab, pair.primary)
 
 
-@pytest.mark.lab(disk_mib=64, mode="buffered", overlays_fs_mib={"a": 16, "b": 16})
-def test_failover_commit_full(pair):
-    """No room for the commit record: nothing of the guest is let out until there is, and nothing is lost."""
-    ballast = f"{pair.lab.host(pair.secondary).dir}/overlays/ballast"
+@DISK
+def test_failover_commit_fails(pair):
+    """The commit record cannot be written: nothing of the guest is let out until it can be, and nothing is lost."""
+    in_the_way = f"{pair.lab.host(pair.secondary).dir}/overlays/disk0.overlays/commit.new"
     with writing(pair) as writers:
+        os.mkdir(in_the_way)  # where the record is to be written
         mark = pair.mark()
-        with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
         pair.lab.kill(pair.primary, "qemu")
         pair.wait(pair.secondary, lambda s: s["state"] == "taking-over" and "failover-commit" in s["reason"], 10,
                   "cannot make the failover durable, and says so")
         time.sleep(7)  # longer than the state's own deadline
         assert pair.status(pair.secondary)["state"] == "taking-over"
         assert pair.sniffer.count(pair.secondary, mark.ns) == 0
-        os.unlink(ballast)
+        os.rmdir(in_the_way)
         pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
         assert pair.lab.primary() == pair.secondary
         writers.wait_more(5, 60)
