@@ -272,6 +272,26 @@ write_lan(Nic *nic, const HeldFrame *frame)
     return 0;
 }
 
+static void
+note_lease_wait(Nic *nic)
+{
+    if (!nic->ls.lease_wait)
+        counter_add(&nic->ls.lease_waits, 1);
+    nic->ls.lease_wait = true;
+}
+
+/* Read anew for each frame: a host that stood still in the middle of a slice has none any more. */
+static bool
+may_leave(Nic *nic, int64_t now_ns)
+{
+    if (nic->egress != PROXY_EGRESS_COMPARE || lockstep_has_lease(nic->lockstep, now_ns)) {
+        nic->ls.lease_wait = false;
+        return true;
+    }
+    note_lease_wait(nic);
+    return false;
+}
+
 void
 nic_flush(Nic *nic)
 {
@@ -280,20 +300,17 @@ nic_flush(Nic *nic)
     if (nic->lan_blocked || !nic_has_released(nic))
         return;
 
-    int64_t now_ns = clock_now_ns();
-
     /* A peer that has closed its end may have taken over: whatever the lease says, as this host may
      * have stood still in between. */
-    if (nic->egress == PROXY_EGRESS_COMPARE && (!lockstep_has_lease(nic->lockstep, now_ns) ||
-                                                !peer_stream_is_open(&nic->lockstep->peer))) {
-        if (!nic->ls.lease_wait)
-            counter_add(&nic->ls.lease_waits, 1);
-        nic->ls.lease_wait = true;
+    if (nic->egress == PROXY_EGRESS_COMPARE && !peer_stream_is_open(&nic->lockstep->peer)) {
+        note_lease_wait(nic);
         return;
     }
-    nic->ls.lease_wait = false;
-
     for (unsigned i = 0; i < FLUSH_SLICE && hold_queue_peek(nic->queue, &frame); i++) {
+        int64_t now_ns = clock_now_ns();
+
+        if (!may_leave(nic, now_ns))
+            return;
         if (write_lan(nic, &frame) < 0) {
             nic->lan_blocked = true;
             return;

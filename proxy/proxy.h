@@ -235,7 +235,7 @@ void proxy_attach_peer(Proxy *proxy, const ProxyPeer *peer);
 void proxy_detach_peer(Proxy *proxy, ProxyDoneFunc done, gpointer user_data);
 
 /** COMPARE: frames may leave until @until_ns (CLOCK_MONOTONIC; INT64_MAX: no limit). At first none
- * may. Looked at before each slice of frames; cheap enough for every heartbeat. */
+ * may. Looked at before each frame; cheap enough for every heartbeat. */
 void proxy_set_lease(Proxy *proxy, int64_t until_ns);
 
 /** SHADOW: the guest is about to stand (REQUEST). It is given nothing more; @done when it has taken

@@ -102,10 +102,11 @@ class Sniffer(threading.Thread):
             self.sock.settimeout(0.05)
 
     def _forget_unfiltered(self):
-        """What came before the filter was there."""
+        """What came, or was lost, before the filter and the buffer were there."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self.sock.recv(SNAP)
+        self.sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)  # reading it resets it
 
     def run(self):
         uplinks = {f"lan-{host}": host for host in HOSTS}
