@@ -14,6 +14,10 @@
  * and a guest may be a congestion window ahead. A commit forgets all: it came from a state that has
  * been replaced.
  *
+ * Where the guests cut a stream at places that do not fit, each end of a burst would have to be
+ * asked for, and the client waits for the answer. So a request is taken for a sign: for a while
+ * large frames go whole, and for longer the sooner it happens again.
+ *
  * In: copies wait in the inbox, each with its epoch. The guest is given those of its own epoch
  * while it runs; those of the next wait for the commit, which forgets the older: the state that the
  * guest then loads has seen them. A full inbox stops the channel.
@@ -29,10 +33,30 @@ enum {
     KEPT_BYTES = 2 << 20,
     KEPT_LAST_BYTES = 256 * 1024, /* of them, that leave at a takeover */
     PUMP_SLICE = 64,              /* frames per turn */
+    /* Large frames that go whole after a request for one: twice as many each time, up to a bound,
+     * until as many digests as the first time have gone without one. */
+    WHOLE_FIRST = 64,
+    WHOLE_MAX = 4096,
 };
 
 static const int64_t KEPT_AGE_NS = 200 * NS_PER_MS;
 static const int64_t KEPT_SILENCE_NS = 2 * NS_PER_S;
+
+static bool
+wants_digests(Nic *nic, size_t len)
+{
+    NicLockstep *ls = &nic->ls;
+
+    if (!nic->lockstep->has_peer_key || len < DIGEST_PAYLOAD_MIN)
+        return false;
+    if (ls->whole_left > 0) {
+        ls->whole_left--;
+        return false;
+    }
+    if (++ls->digests_since >= WHOLE_FIRST)
+        ls->whole_next = WHOLE_FIRST;
+    return true;
+}
 
 /* To the peer, in PVM's numbers. @number: of the frame among those kept; @whole: no digests. */
 static void
@@ -48,7 +72,7 @@ send_copy(Nic *nic, const uint8_t *frame, size_t len, uint64_t number, bool whol
         counter_add(&nic->ls.shadow_unsent, 1);
         return;
     }
-    if (!whole && lockstep->has_peer_key &&
+    if (!whole && wants_digests(nic, len) &&
         digest_encode(&lockstep->peer_key, frame, len, slot, &info)) {
         kind = WIRE_DIGEST;
         len = info.frame_len;
@@ -91,8 +115,15 @@ shadow_take(Nic *nic, const uint8_t *frame, size_t len)
 void
 shadow_resend(Nic *nic, uint64_t number)
 {
+    NicLockstep *ls = &nic->ls;
     HeldFrame frame;
 
+    /* Requests for frames that were on their way at the first one are no new sign. */
+    if (ls->whole_left == 0) {
+        ls->whole_left = MAX(ls->whole_next, (unsigned)WHOLE_FIRST);
+        ls->whole_next = MIN(2 * ls->whole_left, (unsigned)WHOLE_MAX);
+        ls->digests_since = 0;
+    }
     /* If it is not kept any more, or belongs to an epoch that is over, nobody can help: the
      * comparison's timeout does. */
     if (hold_queue_find(nic->queue, number, &frame) && peer_stream_room(&nic->lockstep->peer) > 0)

@@ -142,6 +142,20 @@ START_TEST(err_a_difference_is_decided_by_the_whole_segment)
     WORLD_UNTIL(&pair.p, st.digests_wanted == 1);
     pair_checkpoint(&pair);
     expect_segment(&pair.p, frame);
+
+    /* For a while large frames go whole, then as digests again. */
+    guint64 before = world_stats(&pair.p).digests;
+
+    for (unsigned i = 11; i < 111; i++) {
+        build(frame, 1000 + i * PAYLOAD);
+        say(&pair.s, frame);
+        say(&pair.p, frame);
+        expect_segment(&pair.p, frame);
+        if (i == 60)
+            ck_assert_uint_eq(world_stats(&pair.p).digests, before);
+    }
+    WORLD_UNTIL(&pair.p, st.digests == before + 36);
+    ck_assert_uint_eq(world_stats(&pair.p).digests_wanted, 1);
     pair_clear(&pair);
 }
 END_TEST
