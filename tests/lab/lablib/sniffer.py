@@ -76,7 +76,7 @@ class Witness:
     def lost(self, old, new):
         """Bytes that the client was sent or that were acknowledged to it by old, and that new has not got to. Only
         connections on which both spoke: others have ended."""
-        both = [told for told in self.flows.values() if old in told and new in told]
+        both = [told for told in list(self.flows.values()) if old in told and new in told]
         return sum(behind(told[new][0], told[old][0]) + behind(told[new][1], told[old][1]) for told in both)
 
 
