@@ -28,6 +28,11 @@ typedef struct Plugin {
     int64_t started_ns;
 } Plugin;
 
+enum {
+    DISK_START_MS = 15000, /* nbdkit's start on a loaded host; a commit's record is read */
+    DISK_END_MS = 3000,    /* after `quit`: the plugin cuts its clients off after one second */
+};
+
 typedef struct Op Op;
 typedef void (*OpFunc)(Op *op);
 
@@ -83,7 +88,26 @@ void disk_op_ask(Op *op, PluginKind kind, const char *command, json_object *argu
 void disk_op_poll(Op *op, OpFunc poll);
 /** The same for QEMU. @arguments: taken. */
 void disk_op_ask_qemu(Op *op, const char *command, json_object *arguments, OpFunc next);
+/** Lets all operations that wait for a state look at it. */
+void disk_changed(Disk *disk);
+/** Ends those that wait for an answer of @plugin. */
+void disk_fail_ops_on(const Plugin *plugin, const char *text);
+
+/* --- disk-plugin.c --- */
+
+bool disk_start_plugin(Plugin *plugin, GError **error);
+/** One of an earlier life of colod; on_dead follows if there is none. */
+void disk_find_plugin(Plugin *plugin);
 void disk_end_plugin(Plugin *plugin);
+/** Stops watching it. */
+void disk_clear_process(Plugin *plugin);
+void disk_close_sockets(Plugin *plugin);
+/** What a target's status asks of the daemon. */
+void disk_judge_target(Disk *disk, json_object *status);
+/** NULL: not there, or no string. */
+const char *disk_get_string(json_object *object, const char *key);
+int64_t disk_get_number(json_object *object, const char *key);
+const char *disk_commit_phase(json_object *status);
 
 /* --- disk-files.c --- */
 

@@ -7,38 +7,14 @@
  * that goes on with the answer (`next`), or waits for a state of the plugins (`poll`, called at
  * each change). It has one deadline. Its end is told from the loop, once. Operations do not wait
  * for each other: `alone` must not stand behind a `barrier` whose peer is gone.
- *
- * A plugin's death is noticed by its pidfd. colod keeps the listening sockets, so QEMU's reconnect
- * succeeds at once and waits in the backlog for the next process, instead of trying again after 1,
- * 2, 4 seconds. The forwarder is always started anew; the target only once it serves the truth
- * (after `failover`): before that SVM is worth nothing without it, and the host that has the truth
- * goes on.
  */
 #include "disk-private.h"
 
-#include "clock.h"
-#include "fd.h"
 #include "source.h"
 
 #include <string.h>
 
 G_DEFINE_QUARK(colod - disk - error - quark, disk_error)
-
-enum {
-    START_MS = 15000, /* nbdkit's start on a loaded host; a commit's record is read */
-    END_MS = 3000,    /* after `quit`: the plugin cuts its clients off after one second */
-    RESTART_FIRST_MS = 50,
-    RESTART_LAST_MS = 5000,
-    LIVED_LONG_S = 60,
-};
-
-/* What a plugin's death means to the pair. */
-static const char *const death_faults[] = {
-    [PLUGIN_FORWARDER] = "forwarding",
-    [PLUGIN_TARGET] = "secondary-disk",
-};
-
-static void on_change(Disk *disk);
 
 /* --- Operations --- */
 
@@ -213,9 +189,8 @@ disk_op_ask_qemu(Op *op, const char *command, json_object *arguments, OpFunc nex
     json_object_put(arguments);
 }
 
-/* Lets all operations that wait for a state look at it. */
-static void
-on_change(Disk *disk)
+void
+disk_changed(Disk *disk)
 {
     g_autoptr(GPtrArray) ops = g_ptr_array_new_with_free_func(disk_op_unref);
 
@@ -229,184 +204,8 @@ on_change(Disk *disk)
     }
 }
 
-/* --- What plugins say --- */
-
-static const char *
-get_string(json_object *object, const char *key)
-{
-    json_object *value = NULL;
-
-    return json_object_object_get_ex(object, key, &value) &&
-                   json_object_is_type(value, json_type_string)
-               ? json_object_get_string(value)
-               : NULL;
-}
-
-static bool
-get_bool(json_object *object, const char *key)
-{
-    json_object *value = NULL;
-
-    return json_object_object_get_ex(object, key, &value) && json_object_get_boolean(value);
-}
-
-static int64_t
-get_number(json_object *object, const char *key)
-{
-    json_object *value = NULL;
-
-    return json_object_object_get_ex(object, key, &value) ? json_object_get_int64(value) : 0;
-}
-
-static const char *
-commit_phase(json_object *status)
-{
-    json_object *commit = NULL;
-    const char *phase = NULL;
-
-    if (json_object_object_get_ex(status, "commit", &commit))
-        phase = get_string(commit, "phase");
-    return phase ? phase : "none";
-}
-
-/* The fault that a status tells, or NULL. @ret_text: what is known of it, the caller's. */
-static const char *
-fault_in(const Plugin *plugin, char **ret_text)
-{
-    json_object *commit = NULL;
-    const char *name =
-        get_string(plugin->status, plugin->kind == PLUGIN_TARGET ? "stale" : "fault");
-    const char *text = get_string(plugin->status, "fault_text");
-
-    if (name && !g_str_equal(name, "none")) {
-        *ret_text = g_strdup(text ? text : name);
-        return name;
-    }
-    if (plugin->kind != PLUGIN_TARGET || !g_str_equal(commit_phase(plugin->status), "failed"))
-        return NULL;
-    (void)json_object_object_get_ex(plugin->status, "commit", &commit);
-    *ret_text = g_strdup(get_string(commit, "failure"));
-    return "failover-commit";
-}
-
-static void
-tell_fault(Plugin *plugin)
-{
-    Disk *disk = plugin->disk;
-    g_autofree char *text = NULL;
-    const char *name = fault_in(plugin, &text);
-
-    if (g_strcmp0(name, plugin->fault) == 0)
-        return;
-    g_free(plugin->fault);
-    plugin->fault = g_strdup(name);
-    if (name && disk->handlers->fault) {
-        g_autofree char *message = g_strdup_printf("%s: %s", disk->config.name, text);
-
-        disk->handlers->fault(disk, plugin->fault, message, disk->user_data);
-    }
-}
-
-static void
-judge_target(Disk *disk, json_object *status)
-{
-    const bool high_water = get_bool(status, "high_water");
-
-    if (high_water && !disk->high_water_told && disk->handlers->high_water)
-        disk->handlers->high_water(disk, disk->user_data);
-    disk->high_water_told = high_water;
-    if (disk->failed_over && !disk->committed_told && g_str_equal(commit_phase(status), "done")) {
-        disk->committed_told = true;
-        if (disk->handlers->committed)
-            disk->handlers->committed(disk, disk->user_data);
-    }
-}
-
-static void
-judge_forwarder(Disk *disk, json_object *status)
-{
-    if (disk->wants_synced && get_bool(status, "synced")) {
-        disk->wants_synced = false;
-        if (disk->handlers->synced)
-            disk->handlers->synced(disk, disk->user_data);
-    }
-}
-
-static void
-on_status(DiskProcess *process G_GNUC_UNUSED, json_object *status, gpointer user_data)
-{
-    Plugin *plugin = user_data;
-    Disk *disk = plugin->disk;
-
-    json_object_put(plugin->status);
-    plugin->status = json_object_get(status);
-    tell_fault(plugin);
-    if (plugin->kind == PLUGIN_TARGET)
-        judge_target(disk, status);
-    else
-        judge_forwarder(disk, status);
-    on_change(disk);
-}
-
-/* --- Processes --- */
-
-static bool start_plugin(Plugin *plugin, GError **error);
-
 void
-disk_end_plugin(Plugin *plugin)
-{
-    source_clear(&plugin->restart);
-    if (!plugin->process || plugin->ending)
-        return;
-    plugin->ending = true;
-    disk_process_end(plugin->process, END_MS);
-}
-
-static void
-close_sockets(Plugin *plugin)
-{
-    for (unsigned i = 0; i < DISK_PROCESS_MAX_FDS; i++)
-        fd_clear(&plugin->fds[i]);
-}
-
-static void
-clear_process(Plugin *plugin)
-{
-    g_clear_pointer(&plugin->process, disk_process_free);
-    g_clear_pointer(&plugin->status, json_object_put);
-    plugin->ready = plugin->ending = false;
-}
-
-static gboolean
-on_restart(gpointer user_data)
-{
-    Plugin *plugin = user_data;
-    g_autoptr(GError) error = NULL;
-
-    source_clear(&plugin->restart);
-    if (!start_plugin(plugin, &error) && plugin->disk->handlers->fault)
-        plugin->disk->handlers->fault(plugin->disk, death_faults[plugin->kind], error->message,
-                                      plugin->disk->user_data);
-    return G_SOURCE_REMOVE;
-}
-
-static void
-restart_soon(Plugin *plugin)
-{
-    unsigned ms = RESTART_FIRST_MS;
-
-    if (clock_now_ns() - plugin->started_ns > LIVED_LONG_S * NS_PER_S)
-        plugin->restarts = 0;
-    for (unsigned i = 0; i < plugin->restarts && ms < RESTART_LAST_MS; i++)
-        ms *= 2;
-    plugin->restarts++;
-    plugin->restart = g_timeout_source_new(MIN(ms, (unsigned)RESTART_LAST_MS));
-    g_source_set_callback(plugin->restart, on_restart, plugin, NULL);
-    g_source_attach(plugin->restart, plugin->disk->context);
-}
-
-static void
-fail_ops_on(const Plugin *plugin, const char *text)
+disk_fail_ops_on(const Plugin *plugin, const char *text)
 {
     for (GList *at = plugin->disk->ops.head; at; at = at->next) {
         Op *op = at->data;
@@ -416,74 +215,7 @@ fail_ops_on(const Plugin *plugin, const char *text)
     }
 }
 
-static void
-on_dead(DiskProcess *process G_GNUC_UNUSED, const char *how, gpointer user_data)
-{
-    Plugin *plugin = user_data;
-    Disk *disk = plugin->disk;
-    const bool unexpected = !plugin->ending;
-    g_autofree char *words = unexpected ? disk_last_words(disk, plugin->kind) : g_strdup("");
-    g_autofree char *text =
-        g_strdup_printf("%s: the %s is gone: %s%s", disk->config.name,
-                        plugin->kind == PLUGIN_FORWARDER ? "forwarder" : "target", how, words);
-
-    clear_process(plugin);
-    fail_ops_on(plugin, text);
-    if (unexpected && disk->running) {
-        if (plugin->kind == PLUGIN_FORWARDER || disk->failed_over)
-            restart_soon(plugin);
-        else
-            close_sockets(plugin); /* SVM's requests fail now, not after the reconnect delay */
-        if (disk->handlers->fault)
-            disk->handlers->fault(disk, death_faults[plugin->kind], text, disk->user_data);
-    } else {
-        close_sockets(plugin);
-    }
-    on_change(disk);
-}
-
-static void
-on_ready(DiskProcess *process, json_object *status, gpointer user_data)
-{
-    Plugin *plugin = user_data;
-
-    plugin->ready = true;
-    if (plugin->ending)
-        disk_process_end(plugin->process, END_MS);
-    on_status(process, status, plugin);
-}
-
-static const DiskProcessHandlers process_handlers = {
-    .ready = on_ready, .status = on_status, .dead = on_dead};
-
-static bool
-start_plugin(Plugin *plugin, GError **error)
-{
-    const Disk *disk = plugin->disk;
-    g_auto(GStrv) argv = disk_plugin_command(disk, plugin->kind);
-    g_autofree char *control_path = disk_control_path(disk, plugin->kind);
-    g_autofree char *log_path = disk_log_path(disk, plugin->kind);
-    g_autofree char *description = g_strdup_printf("colod %s", control_path);
-
-    if (!disk_plugin_prepare(plugin, error))
-        return false;
-
-    DiskProcessSpec spec = {
-        .argv = (const char *const *)argv,
-        .control_path = control_path,
-        .log_path = log_path,
-        .description = description,
-        .fds = {plugin->fds[0], plugin->fds[1]},
-        .n_fds = plugin->fds[1] >= 0 ? 2 : 1,
-    };
-
-    plugin->started_ns = clock_now_ns();
-    plugin->process = disk_process_start(&spec, START_MS, disk->config.timeout_ms,
-                                         &process_handlers, plugin, error);
-    if (!plugin->process)
-        close_sockets(plugin);
-    return plugin->process != NULL;
-}
+/* --- Processes --- */
 
 /* As a step of @op, which then polls with @poll. */
 static void
@@ -491,8 +223,8 @@ start_for(Op *op, PluginKind kind, OpFunc poll)
 {
     GError *error = NULL;
 
-    disk_op_arm(op, START_MS + op->disk->config.timeout_ms);
-    if (start_plugin(&op->disk->plugins[kind], &error)) {
+    disk_op_arm(op, DISK_START_MS + op->disk->config.timeout_ms);
+    if (disk_start_plugin(&op->disk->plugins[kind], &error)) {
         op->on = &op->disk->plugins[kind];
         disk_op_poll(op, poll);
     } else {
@@ -516,15 +248,13 @@ end_all(Disk *disk)
     disk->alone_generation = 0;
     for (int i = 0; i < PLUGIN_COUNT; i++) {
         Plugin *plugin = &disk->plugins[i];
-        g_autofree char *path = disk_control_path(disk, plugin->kind);
 
         disk_end_plugin(plugin);
         if (plugin->process)
             continue;
-        close_sockets(plugin);
+        disk_close_sockets(plugin);
         plugin->ending = true;
-        plugin->process =
-            disk_process_find(path, disk->config.timeout_ms, &process_handlers, plugin);
+        disk_find_plugin(plugin);
     }
 }
 
@@ -540,7 +270,7 @@ disk_stop(Disk *disk, DiskDoneFunc done, gpointer user_data)
 {
     Op *op = disk_op_new(disk, done, user_data);
 
-    disk_op_arm(op, disk->config.timeout_ms + END_MS);
+    disk_op_arm(op, disk->config.timeout_ms + DISK_END_MS);
     end_all(disk);
     disk_op_poll(op, stop_wait);
 }
@@ -619,11 +349,11 @@ static void
 start_commit(Op *op)
 {
     Plugin *target = &op->disk->plugins[PLUGIN_TARGET];
-    const char *phase = target->ready ? commit_phase(target->status) : "none";
+    const char *phase = target->ready ? disk_commit_phase(target->status) : "none";
 
     if (!target->ready)
         return;
-    disk_op_arm(op, START_MS + op->disk->config.timeout_ms); /* as long as it gets on */
+    disk_op_arm(op, DISK_START_MS + op->disk->config.timeout_ms); /* as long as it gets on */
     if (g_str_equal(phase, "failed")) {
         disk_op_finish(op, g_error_new(DISK_ERROR, DISK_ERROR_FAILED,
                                        "failover-commit: %s: the commit of an earlier failover "
@@ -664,7 +394,7 @@ disk_start(Disk *disk, DiskRole role, uint64_t generation, gboolean first, DiskD
     op->role = role;
     op->generation = generation;
     op->first = first;
-    disk_op_arm(op, disk->config.timeout_ms + END_MS);
+    disk_op_arm(op, disk->config.timeout_ms + DISK_END_MS);
     end_all(disk);
     disk_op_poll(op, start_anew);
 }
@@ -687,15 +417,15 @@ adopted(Op *op)
 {
     Disk *disk = op->disk;
     const Plugin *target = &disk->plugins[PLUGIN_TARGET];
-    const char *mode = target->ready ? get_string(target->status, "mode") : NULL;
+    const char *mode = target->ready ? disk_get_string(target->status, "mode") : NULL;
 
     disk->running = true;
     disk->failed_over = g_strcmp0(mode, "committing") == 0 || g_strcmp0(mode, "local") == 0;
     disk->alone_generation = op->generation;
     if (target->ready)
-        judge_target(disk, target->status);
+        disk_judge_target(disk, target->status);
     else if (op->generation == 0 && disk->handlers->fault)
-        disk->handlers->fault(disk, death_faults[PLUGIN_TARGET],
+        disk->handlers->fault(disk, "secondary-disk",
                               "the target has ended while colod did not run", disk->user_data);
     disk_op_finish(op, NULL);
 }
@@ -741,11 +471,9 @@ disk_adopt(Disk *disk, DiskDoneFunc done, gpointer user_data)
 
     for (int i = 0; i < PLUGIN_COUNT; i++) {
         Plugin *plugin = &disk->plugins[i];
-        g_autofree char *path = disk_control_path(disk, plugin->kind);
 
         if (!plugin->process)
-            plugin->process =
-                disk_process_find(path, disk->config.timeout_ms, &process_handlers, plugin);
+            disk_find_plugin(plugin);
     }
     disk_op_poll(op, adopt_wait);
 }
@@ -846,7 +574,7 @@ failover_durable(Op *op)
     disk_op_finish(op, NULL);
     /* The commit may have been done before the answer came. */
     if (disk->plugins[PLUGIN_TARGET].status)
-        judge_target(disk, disk->plugins[PLUGIN_TARGET].status);
+        disk_judge_target(disk, disk->plugins[PLUGIN_TARGET].status);
 }
 
 void
@@ -875,7 +603,7 @@ static void
 moved(Op *op)
 {
     op->disk->failed_over = false;
-    disk_op_arm(op, op->disk->config.timeout_ms + END_MS);
+    disk_op_arm(op, op->disk->config.timeout_ms + DISK_END_MS);
     disk_end_plugin(&op->disk->plugins[PLUGIN_TARGET]);
     disk_op_poll(op, moved_wait);
 }
@@ -932,8 +660,8 @@ disk_free(Disk *disk)
     if (!disk)
         return;
     for (int i = 0; i < PLUGIN_COUNT; i++) {
-        clear_process(&disk->plugins[i]);
-        close_sockets(&disk->plugins[i]);
+        disk_clear_process(&disk->plugins[i]);
+        disk_close_sockets(&disk->plugins[i]);
         source_clear(&disk->plugins[i].restart);
         g_free(disk->plugins[i].fault);
     }
@@ -962,14 +690,14 @@ int
 disk_sync_percent(const Disk *disk)
 {
     json_object *status = disk->plugins[PLUGIN_FORWARDER].status;
-    const char *mode = status ? get_string(status, "mode") : NULL;
-    int64_t left = status ? get_number(status, "left_bytes") : 0;
+    const char *mode = status ? disk_get_string(status, "mode") : NULL;
+    int64_t left = status ? disk_get_number(status, "left_bytes") : 0;
     json_object *meta = NULL;
 
     if (g_strcmp0(mode, "syncing") != 0 || !json_object_object_get_ex(status, "meta", &meta))
         return -1;
 
-    double size = (double)get_number(meta, "size_bytes");
+    double size = (double)disk_get_number(meta, "size_bytes");
 
     return size > 0 ? (int)(100 - 100 * CLAMP((double)left / size, 0, 1)) : -1;
 }

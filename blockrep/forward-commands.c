@@ -38,7 +38,7 @@ end(Forward *forward)
 {
     forward_lock(forward);
     forward->busy = false;
-    forward_changed(forward);
+    (void)pthread_cond_broadcast(&forward->changed);
     forward_unlock(forward);
 }
 
@@ -143,6 +143,7 @@ do_alone(Forward *forward, uint64_t generation, gboolean first, GError **error)
     }
     forward_lock(forward);
     forward->mode = FORWARD_ALONE;
+    forward_changed(forward);
     forward_unlock(forward);
     return TRUE;
 }
@@ -269,6 +270,7 @@ start_sync(Forward *forward, NbdPeer *peer, const ForwardConnect *order, bool co
         forward->fault_text[0] = '\0';
         forward->mode = FORWARD_SYNCING;
         forward_link_start(forward, g_steal_pointer(&owned));
+        forward_changed(forward);
     }
     forward_unlock(forward);
     return ok;
@@ -388,6 +390,7 @@ do_finish(Forward *forward, int64_t deadline_ns, GError **error)
     if (!step(forward, FORWARD_EVENT_FINISHED, &facts, error))
         return FALSE;
     forward->mode = FORWARD_MIRRORING;
+    forward_changed(forward);
     sector_mask_clear(forward->mask);
     return TRUE;
 }

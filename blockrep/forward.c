@@ -342,7 +342,6 @@ forward_status(Forward *forward, ForwardStatus *ret_status)
         .holding = forward_queue_is_holding(forward->queue),
         .synced = forward->synced,
         .epoch = forward->epoch,
-        .marked_bytes = dirty_map_marked_bytes(forward->map),
         .left_bytes = chunk_set_count(forward->lacking) * CHUNK_BYTES,
         .copied_bytes = forward->copied_bytes,
         .sent_bytes = forward->sent_bytes,
@@ -358,6 +357,8 @@ forward_status(Forward *forward, ForwardStatus *ret_status)
     (void)g_strlcpy(ret_status->fault_text, forward->fault_text, sizeof(ret_status->fault_text));
     forward_queue_status(forward->queue, &ret_status->queue);
     forward_unlock(forward);
+    /* Looks through the whole map, which the guest's requests must not wait for. */
+    ret_status->marked_bytes = dirty_map_marked_bytes(forward->map);
 }
 
 void
