@@ -22,10 +22,10 @@ has_detail(const Daemon *d)
 static char *
 alone_reason(const Daemon *d)
 {
-    if (d->facts.vm_stuck)
-        return g_strdup_printf("%s; this is the only copy of the VM, so it is kept (`colo stop-vm` "
-                               "ends it)",
-                               has_detail(d) ? d->detail : "QEMU is stuck");
+    if (d->facts.vm_stuck) /* the details are overwritten by what the link tells */
+        return g_strdup(
+            "QEMU is stuck; this is the only copy of the VM, so it is kept (`colo stop-vm` "
+            "ends it)");
     if (!d->facts.wants_protection)
         return g_strdup("suspended by the operator: `colo protect` ends it");
     if (!d->selftest_done)

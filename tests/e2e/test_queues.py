@@ -53,9 +53,11 @@ def test_checkpoints_drain_both_queues(pair):
 
 
 def test_two_failovers(pair):
-    """The second secondary's QEMU has loaded the queues' state; both go on in both queues."""
-    load = pair.load(streams=[Echo(pair.lab), Download(pair.lab, rate=RATE), Upload(pair.lab, 24, RATE),
-                              Outbound(pair.lab, 24, RATE)])
+    """The second secondary's QEMU has loaded the queues' state; both go on in both queues.
+
+    Slow streams: guests of two CPUs differ often on a busy machine, and each time costs the comparison's timeout."""
+    load = pair.load(streams=[Echo(pair.lab), Download(pair.lab, rate=RATE), Upload(pair.lab, 6, RATE // 4),
+                              Outbound(pair.lab, 6, RATE // 4)])
     mark = pair.mark()
     pair.lab.kill(pair.primary, "qemu")
     pair.takeover(pair.secondary, mark, load, STALL_TOLD)
