@@ -37,7 +37,7 @@ map_header_format(const MapHeader *header, uint8_t ret_bytes[MAP_HEADER_BYTES])
     be64_store(ret_bytes + AT_SIZE, header->size_bytes);
     ret_bytes[AT_FLAGS] =
         (uint8_t)((header->clean ? FLAG_CLEAN : 0) | (header->distrusted ? FLAG_DISTRUSTED : 0));
-    memcpy(ret_bytes + AT_BOOT_ID, header->boot_id, strlen(header->boot_id));
+    g_strlcpy((char *)ret_bytes + AT_BOOT_ID, header->boot_id, sizeof(header->boot_id));
     be64_store(ret_bytes + AT_SUM, XXH3_64bits(ret_bytes, AT_SUM));
 }
 

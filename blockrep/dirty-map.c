@@ -142,7 +142,7 @@ is_same(const MapHeader *a, const MapHeader *b)
 static int
 change_header(DirtyMap *map, void (*change)(DirtyMap *map, MapHeader *header))
 {
-    MapHeader header, before;
+    MapHeader header = {0}, before;
     int r;
 
     (void)pthread_mutex_lock(&map->mutex); /* the file's lock does not keep threads apart */
@@ -188,10 +188,9 @@ read_boot_id(char ret_boot_id[MAP_BOOT_ID_BYTES], GError **error)
     if (!g_file_get_contents(BOOT_ID_PATH, &text, NULL, error))
         return FALSE;
     (void)g_strstrip(text);
-    if (text[0] == '\0' || strlen(text) >= MAP_BOOT_ID_BYTES)
+    memset(ret_boot_id, 0, MAP_BOOT_ID_BYTES); /* all of it goes into the header's checksum */
+    if (text[0] == '\0' || g_strlcpy(ret_boot_id, text, MAP_BOOT_ID_BYTES) >= MAP_BOOT_ID_BYTES)
         return refuse(BOOT_ID_PATH, "is no boot id", error);
-    memset(ret_boot_id, 0, MAP_BOOT_ID_BYTES);
-    memcpy(ret_boot_id, text, strlen(text));
     return TRUE;
 }
 
