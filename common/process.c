@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/pidfd.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -120,11 +121,27 @@ process_new(pid_t pid, guint64 start_ticks, gboolean is_child, ProcessDeadFunc d
     return process;
 }
 
+/* Our own precedence (colod@.service) is for noticing and relaying in time. What we start is an
+ * ordinary program again; it could keep us waiting otherwise. */
+static void
+give_up_precedence(void)
+{
+    static const char normal[] = "0";
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+    (void)setpriority(PRIO_PROCESS, 0, 0);
+    if (fd < 0)
+        return;
+    (void)!write(fd, normal, strlen(normal));
+    (void)close(fd);
+}
+
 static void
 in_child(gpointer user_data G_GNUC_UNUSED)
 {
     /* A terminal's signals, and the end of our session, must not reach it. */
     (void)setsid();
+    give_up_precedence();
 }
 
 static int

@@ -12,6 +12,7 @@ from .settings import VM
 from .util import LabError, Process, remove, run, wait_until
 
 STOP_S = 20
+NICE = -10  # as deploy/systemd/colod@.service has it
 
 
 class Host:
@@ -91,7 +92,7 @@ class Host:
             log.write(b"--- lab: starting colod\n")
             log.flush()
             child = subprocess.Popen(
-                [*netns.enter_argv(self.room), program, VM, "--config", self.config,
+                ["nice", "-n", str(NICE), *netns.enter_argv(self.room), program, VM, "--config", self.config,
                  "--run-dir", f"{self.dir}/run", "--state-dir", f"{self.dir}/state"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment)
         process = Process(child.pid)

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <glib/gstdio.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -283,6 +284,26 @@ START_TEST(life_a_process_is_found_again_with_its_descriptor)
 }
 END_TEST
 
+/* An ordinary user may not lower a nice value, and so has none to pass on. */
+START_TEST(life_our_precedence_is_not_passed_on)
+{
+    Seen seen = {0};
+    auto_fd int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    const int nice = geteuid() == 0 ? -10 : 0;
+
+    ck_assert_int_eq(setpriority(PRIO_PROCESS, 0, nice), 0);
+
+    g_autoptr(Process) process = spawn("read x < /dev/zero", &null_fd, &seen);
+    const pid_t pid = (pid_t)process_pid(process);
+
+    ck_assert_int_eq(getpriority(PRIO_PROCESS, 0), nice);
+    ck_assert_int_eq(getpriority(PRIO_PROCESS, (id_t)pid), 0);
+    process_kill(process);
+    wait_for_death(&seen);
+    g_free(seen.how);
+}
+END_TEST
+
 START_TEST(sec_another_process_with_that_pid_is_not_adopted)
 {
     Seen seen = {0};
@@ -311,4 +332,5 @@ CHECK_MAIN("vm", unit_command_line_says_what_the_configuration_says,
            unit_start_ticks_are_field_22, unit_a_zombie_is_no_process,
            unit_a_child_that_ended_does_not_exist, sec_a_process_name_cannot_shift_the_fields,
            life_exit_status_and_signal_are_told, life_a_process_is_found_again_with_its_descriptor,
-           sec_another_process_with_that_pid_is_not_adopted, err_program_missing)
+           life_our_precedence_is_not_passed_on, sec_another_process_with_that_pid_is_not_adopted,
+           err_program_missing)
