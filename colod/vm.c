@@ -544,8 +544,9 @@ connect_qmp(Vm *vm, const char *run_dir)
 }
 
 Vm *
-vm_start(const Config *config, const char *run_dir, const VmTapFds *guest_fds, const GPtrArray *more,
-         gboolean incoming, const VmHandlers *handlers, gpointer user_data, GError **error)
+vm_start(const Config *config, const char *run_dir, const VmTapFds *guest_fds,
+         const GPtrArray *more, gboolean incoming, const VmHandlers *handlers, gpointer user_data,
+         GError **error)
 {
     g_autofree char *log_path = g_build_filename(run_dir, "qemu.log", NULL);
     g_autofree char *qmp_path = g_build_filename(run_dir, "qmp.sock", NULL);
