@@ -13,9 +13,10 @@
  *   gate, COMMIT             checkpoint beside the proxy's
  *   RESUMING                 alone beside QEMU's way out of COLO
  *   TAKING_OVER              failover beside it: VM_RUNNING, and with it the output, waits until it
- *                            is durable. A failover that cannot be made durable is ordered again
- * and again: the guest loses nothing, and nobody hears of what it does ALONE                    a
- * disk whose failover is committed moves to the local image; the next protection waits for that
+ *                            is durable, however often it has to be ordered: the guest loses
+ *                            nothing, and nobody hears of what it does
+ *   ALONE                    a disk whose failover is committed moves to the local image; the next
+ *                            protection waits for that
  *
  * Each wait belongs to the state, or the point of the gate, it began in: `serial` counts those up,
  * and the answer to an older one is void.
