@@ -12,7 +12,6 @@
 #include <string.h>
 #include <xxhash.h>
 
-#define MAGIC "colodmap"
 #define BOOT_ID_CHARACTERS "0123456789abcdef-"
 
 enum {
@@ -27,11 +26,13 @@ enum {
     FLAG_DISTRUSTED = 2,
 };
 
+static const uint8_t magic[8] = {'c', 'o', 'l', 'o', 'd', 'm', 'a', 'p'};
+
 void
 map_header_format(const MapHeader *header, uint8_t ret_bytes[MAP_HEADER_BYTES])
 {
     memset(ret_bytes, 0, MAP_HEADER_BYTES);
-    memcpy(ret_bytes, MAGIC, strlen(MAGIC));
+    memcpy(ret_bytes, magic, sizeof(magic));
     be32_store(ret_bytes + AT_VERSION, VERSION);
     be32_store(ret_bytes + AT_CHUNK, DIRTY_CHUNK_BYTES);
     be64_store(ret_bytes + AT_SIZE, header->size_bytes);
@@ -61,7 +62,7 @@ map_header_parse(const uint8_t bytes[MAP_HEADER_BYTES], MapHeader *ret_header)
     uint8_t again[MAP_HEADER_BYTES];
     MapHeader header = {0};
 
-    if (memcmp(bytes, MAGIC, strlen(MAGIC)) != 0)
+    if (memcmp(bytes, magic, sizeof(magic)) != 0)
         return "is no map of a disk";
     if (be64_load(bytes + AT_SUM) != XXH3_64bits(bytes, AT_SUM))
         return "is damaged (the checksum of its header does not fit)";
