@@ -4,6 +4,7 @@
 COLOD_E2E_BUILD   build directory (default build/dev)
 COLOD_LAB_ID      name of the lab (default e2e); two runs at once need two
 COLOD_E2E_MODE    network mode of tests that do not ask for one (default lockstep)
+COLOD_E2E_LONG    1: also the tests marked `long`, variants of others
 COLOD_E2E_LOGS    where logs of failed tests go (default build/e2e)
 """
 import contextlib
@@ -118,12 +119,17 @@ def pair(request, keeper):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "lab(**options): options of the lab the test wants")
+    config.addinivalue_line("markers", "long: a variant of another test; with COLOD_E2E_LONG=1 only")
     config.e2e_start = time.monotonic()
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Tests that want the same lab stand together; within that, in the order of the files."""
     def options(item):
         marker = item.get_closest_marker("lab")
         return repr(sorted(marker.kwargs.items())) if marker else ""
     items.sort(key=options)
+    if os.environ.get("COLOD_E2E_LONG") != "1":
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
