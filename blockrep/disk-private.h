@@ -55,6 +55,7 @@ struct Op {
     uint64_t generation;
     bool first;
     QmpClient *qmp;
+    int64_t change; /* of the status that is too old */
 };
 
 struct Disk {

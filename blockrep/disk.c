@@ -542,10 +542,35 @@ disk_alone(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_dat
     begin_alone(disk_op_new(disk, done, user_data), generation, NULL);
 }
 
+static int64_t
+forwarder_change(const Disk *disk)
+{
+    json_object *status = disk->plugins[PLUGIN_FORWARDER].status;
+
+    return status ? disk_get_number(status, "change") : -1;
+}
+
+static void
+verify_shown(Op *op)
+{
+    if (forwarder_change(op->disk) != op->change)
+        disk_op_finish(op, NULL);
+}
+
+/* Whoever asks for the status next must find this comparison in it, and not the one before. */
+static void
+verifying(Op *op)
+{
+    disk_op_poll(op, verify_shown);
+}
+
 void
 disk_verify(Disk *disk, DiskDoneFunc done, gpointer user_data)
 {
-    disk_op_ask(disk_op_new(disk, done, user_data), PLUGIN_FORWARDER, "verify", NULL, NULL);
+    Op *op = disk_op_new(disk, done, user_data);
+
+    op->change = forwarder_change(disk);
+    disk_op_ask(op, PLUGIN_FORWARDER, "verify", NULL, verifying);
 }
 
 /* --- The secondary's --- */

@@ -522,6 +522,7 @@ do_verify(Forward *forward, GError **error)
     verify_free(forward->verify);
     forward->verify = verify_new(forward->size_bytes, forward->rate_limit, clock_now_ns());
     forward->is_verifying = true;
+    forward_changed(forward);
     return TRUE;
 }
 

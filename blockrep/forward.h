@@ -71,7 +71,7 @@ typedef struct ForwardStatus {
     DiskMeta meta;
     Fault fault; /* that ended the last connection */
     char fault_text[256];
-    uint64_t change; /* counts modes, faults, synced, ends of verifications */
+    uint64_t change; /* counts modes, faults, synced, begins and ends of verifications */
     gboolean holding, synced;
     uint64_t epoch; /* of the last barrier */
     ForwardQueueStatus queue;
