@@ -19,7 +19,8 @@ typedef void (*ProcessDeadFunc)(const char *how, gpointer user_data);
 
 /**
  * Starts @argv in its own session, with the usual nice value and OOM score whatever ours are, and
- * with @fds[i] as descriptor @numbers[i]; stdout and stderr go to @log_path. @envp: NULL for our own. Errors: G_SPAWN_ERROR, PROCESS_ERROR.
+ * with @fds[i] as descriptor @numbers[i]; stdout and stderr go to @log_path. @envp: NULL for our
+ * own. Errors: G_SPAWN_ERROR, PROCESS_ERROR.
  */
 Process *process_spawn(const char *const *argv, const char *const *envp, const int *fds,
                        const int *numbers, gsize n_fds, const char *log_path, ProcessDeadFunc dead,
