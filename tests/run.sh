@@ -132,7 +132,7 @@ run_fuzzer()
 
 stage_fuzz()
 {
-    local program status=0
+    local program status=0 failures=build/fuzz/failures
 
     # Only the fuzzers: everything else is built three times already.
     cmake --preset fuzz || return 1
@@ -140,13 +140,16 @@ stage_fuzz()
     mapfile -t programs < <(find build/fuzz/tests/fuzz -name 'fuzz-*' -type f -perm -u+x | sort)
     ((${#programs[@]} > 0)) || return 1
     export -f run_fuzzer
-    export fuzz_seconds
+    rm -rf "$failures" && mkdir -p "$failures" || return 1
+    export fuzz_seconds failures
     # One core each; the output of one is printed in one piece.
     # shellcheck disable=SC2016  # for the inner shell
     printf '%s\n' "${programs[@]}" |
-        xargs -P "$jobs" -I{} bash -c 'out="$(run_fuzzer {} 2>&1)"; s=$?; printf "%s\n" "$out"; exit $s' || status=1
-    for program in "${programs[@]}"; do
-        printf 'fuzzed %s\n' "$program"
+        xargs -P "$jobs" -I{} bash -c 'out="$(run_fuzzer {} 2>&1)" || { s=$?; touch "$failures/$(basename {})"; }
+            printf "%s\n" "$out"; exit ${s:-0}' || status=1
+    for program in "$failures"/*; do
+        # The end of the log is what is shown: what was found, not what the last fuzzer said.
+        [[ ! -e "$program" ]] || sed -n "/^--- $(basename "$program")\$/,/^stat::peak/p" "$logs/fuzz.log" | grep -v '^#[0-9]' | tail -n 35
     done
     return $status
 }

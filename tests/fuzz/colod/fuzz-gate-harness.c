@@ -386,15 +386,16 @@ say_piece(Harness *h, bool from_vm, View bytes)
     }
 }
 
-/* Under early resume the gate leaves QEMU unread until LOADED: more than the socket takes cannot be
- * said. It is writable while it is a quarter full at most, and no operation says as much as that.
+/* Where a gate stands before the device state, and under early resume until LOADED, it leaves QEMU
+ * unread: more than the socket takes cannot be said. It is writable while it is a quarter full at
+ * most, and no operation says as much as that.
  */
 static bool
 is_unread(const Harness *h)
 {
     struct pollfd vm = {.fd = h->vm, .events = POLLOUT};
 
-    return h->gate && h->gate->vm_answered && poll(&vm, 1, 0) == 0;
+    return h->gate && (h->gate->vm_answered || !h->gate->vm_reading) && poll(&vm, 1, 0) == 0;
 }
 
 void
