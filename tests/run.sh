@@ -11,7 +11,7 @@ export LC_ALL=C
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-all_stages=(deps dev format shell asan tsan fuzz tidy cppcheck lab block e2e)
+all_stages=(deps dev format shell cppcheck lab block e2e asan tsan fuzz tidy)
 logs=build/test-logs
 jobs="$(nproc)"
 fuzz_seconds="${COLOD_FUZZ_SECONDS:-5}"
@@ -19,6 +19,7 @@ sources=(common qmp compare proxy blockrep colod)
 failed=()
 flaky='' # tests that failed and then passed, to be shown
 passed=0
+idle_pid='' # what is built and analysed beside the tests that wait most of the time
 
 usage()
 {
@@ -31,14 +32,16 @@ Runs all stages, or only those named:
   dev       build; unit tests and fuzz seeds
   format    clang-format
   shell     shellcheck
-  asan      unit tests and fuzz seeds under AddressSanitizer and UBSan
-  tsan      unit tests with threads under ThreadSanitizer
-  fuzz      each fuzzer for a few seconds (COLOD_FUZZ_SECONDS)
-  tidy      clang-tidy
   cppcheck  cppcheck
   lab       QEMU and guest of the lab
   block     disks of both hosts with real NBD clients
   e2e       end-to-end tests
+  asan      unit tests and fuzz seeds under AddressSanitizer and UBSan
+  tsan      unit tests with threads under ThreadSanitizer
+  fuzz      each fuzzer for a few seconds (COLOD_FUZZ_SECONDS)
+  tidy      clang-tidy
+
+What can be built or analysed meanwhile is so beside block and e2e, at idle priority.
 USAGE
 }
 
@@ -99,21 +102,37 @@ stage_shell()
     shell_scripts | xargs shellcheck
 }
 
+build_asan()
+{
+    build_preset asan
+}
+
 stage_asan()
 {
-    build_preset asan && run_ctest asan
+    build_asan && run_ctest asan
 }
 
 # The daemon's main loop is one thread; threads are the proxy's, the arbiter's and the disk's.
+build_tsan()
+{
+    cmake --preset tsan &&
+        cmake --build --preset tsan -j "$jobs" --target test-proxy test-proxy-queues test-proxy-parts test-hold-queue test-arbiter \
+            test-front test-range-lock test-layers test-crash test-target test-disk-control test-target-plugin test-forward \
+            test-lockstep test-lockstep-bounds test-lockstep-digests test-lockstep-life test-lockstep-loss test-lockstep-tcp \
+            test-frames-stream
+}
+
 stage_tsan()
 {
-    cmake --preset tsan || return 1
-    cmake --build --preset tsan -j "$jobs" --target test-proxy test-proxy-queues test-proxy-parts test-hold-queue test-arbiter test-front \
-        test-range-lock test-layers test-crash test-target test-disk-control test-target-plugin test-forward \
-        test-lockstep test-lockstep-bounds test-lockstep-digests test-lockstep-life test-lockstep-loss test-lockstep-tcp \
-        test-frames-stream || return 1
+    build_tsan || return 1
     run_ctest tsan \
         -R 'proxy|lockstep|frames-stream|arbiter|hold-queue|test-front|range-lock|test-layers$|test-crash|test-target$|target-plugin|disk-control|test-forward$'
+}
+
+# Only the fuzzers: everything else is built three times already.
+build_fuzz()
+{
+    cmake --preset fuzz && cmake --build --preset fuzz -j "$jobs" --target fuzzers
 }
 
 # A crash leaves its input in build/fuzz/found.
@@ -134,9 +153,7 @@ stage_fuzz()
 {
     local program status=0 failures=build/fuzz/failures
 
-    # Only the fuzzers: everything else is built three times already.
-    cmake --preset fuzz || return 1
-    cmake --build --preset fuzz -j "$jobs" --target fuzzers || return 1
+    build_fuzz || return 1
     mapfile -t programs < <(find build/fuzz/tests/fuzz -name 'fuzz-*' -type f -perm -u+x | sort)
     ((${#programs[@]} > 0)) || return 1
     export -f run_fuzzer
@@ -154,14 +171,54 @@ stage_fuzz()
     return $status
 }
 
-stage_tidy()
+run_tidy()
 {
     local program
 
     [[ -e build/dev/compile_commands.json ]] || build_preset dev || return 1
     program="$(command -v clang-tidy)" || return 1
     git ls-files -- "${sources[@]/%//*.c}" |
-        xargs -P "$jobs" -n 4 timeout 300 "$program" -p build/dev --quiet --extra-arg=-Wno-unknown-warning-option
+        xargs -P "$jobs" -n 4 timeout 600 "$program" -p build/dev --quiet --extra-arg=-Wno-unknown-warning-option
+}
+
+# What ran beside the other tests is not run again.
+stage_tidy()
+{
+    if [[ -e "$logs/idle-tidy.status" ]]; then
+        cat "$logs/idle-tidy.log"
+        return "$(<"$logs/idle-tidy.status")"
+    fi
+    run_tidy
+}
+
+# Lets what else runs have the cores at once whenever it wants them. A build that fails here does so again in its stage.
+run_idle()
+{
+    local name
+
+    chrt --idle --pid 0 $BASHPID >/dev/null
+    for name in asan tsan fuzz; do
+        [[ " ${stages[*]} " != *" $name "* ]] || "build_$name" >"$logs/idle-$name.log" 2>&1
+    done
+    if [[ " ${stages[*]} " == *" tidy "* ]]; then
+        run_tidy >"$logs/idle-tidy.log" 2>&1
+        echo $? >"$logs/idle-tidy.status"
+    fi
+}
+
+# Beside the stages that wait for guests most of the time; before the others it must have ended.
+start_or_join_idle()
+{
+    case "$1" in
+    lab | block | e2e)
+        [[ -z "$idle_pid" ]] || return
+        run_idle &
+        idle_pid=$!
+        ;;
+    asan | tsan | fuzz | tidy)
+        [[ -z "$idle_pid" ]] || wait "$idle_pid"
+        ;;
+    esac
 }
 
 stage_cppcheck()
@@ -185,35 +242,16 @@ stage_block()
     timeout 900 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q --durations=5 tests/block
 }
 
-# run_e2e LAB ARGUMENT...: in a lab of its own, so that two can run at once.
-run_e2e()
-{
-    local lab="$1"
-
-    shift
-    COLOD_LAB_ID="$lab" timeout 3600 /usr/bin/python3 -m pytest -o cache_dir="build/pytest-cache-$lab" -q --durations=15 "$@"
-}
-
+# Two labs at a time (tests/e2e/conftest.py): their tests wait for copies and deadlines most of their time.
 stage_e2e()
 {
-    local status=0 disks
+    local pytest=(timeout 3600 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache-e2e -q --durations=15 --dist loadgroup)
 
     [[ -x build/dev/colod/colod ]] || build_preset dev || return 1
-    # Beside the others: the tests of disks wait for copies and deadlines most of their time.
-    run_e2e e2ed tests/e2e/test_disk.py >"$logs/e2e-disk.log" 2>&1 &
-    disks=$!
-    run_e2e e2e --ignore=tests/e2e/test_disk.py tests/e2e || status=1
-    wait "$disks" || status=1
-    cat "$logs/e2e-disk.log"
-    ((status)) || return 0
+    "${pytest[@]}" -n 2 tests/e2e && return 0
     # Once more, alone: what passes now depends on timing, which is a fault to be found, and is shown as such.
     printf '\nFLAKY if it passes now:\n'
-    status=0
-    run_e2e e2ed --last-failed --last-failed-no-failures=none tests/e2e/test_disk.py || status=$?
-    ((status == 0 || status == 5)) || return 1 # 5: nothing to run
-    status=0
-    run_e2e e2e --last-failed --last-failed-no-failures=none --ignore=tests/e2e/test_disk.py tests/e2e || status=$?
-    ((status == 0 || status == 5)) || return 1
+    "${pytest[@]}" -n 1 --last-failed --last-failed-no-failures=none tests/e2e || return 1
     flaky="$(grep -E '^(FAILED|ERROR) ' "$logs/e2e.log" | sort -u)"
 }
 
@@ -222,6 +260,7 @@ run_stage()
     local stage="$1" start=$SECONDS status
 
     printf '%-9s ' "$stage"
+    start_or_join_idle "$stage"
     "stage_$stage" >"$logs/$stage.log" 2>&1 </dev/null
     status=$?
     if ((status == 0)); then
@@ -257,6 +296,7 @@ done
 ((${#stages[@]} > 0)) || stages=("${all_stages[@]}")
 
 mkdir -p "$logs"
+rm -f "$logs"/idle-*
 for stage in "${stages[@]}"; do
     run_stage "$stage"
 done

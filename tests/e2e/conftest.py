@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""conftest.py - one lab for all tests, mended between them, made anew where mending fails.
+"""conftest.py - one lab for all tests (of a worker), mended between them, made anew where mending fails.
 
 COLOD_E2E_BUILD   build directory (default build/dev)
-COLOD_LAB_ID      name of the lab (default e2e); two runs at once need two
+COLOD_LAB_ID      name of the lab (default e2e); two runs at once need two. With pytest-xdist (-n N --dist loadgroup)
+                  each worker has a lab of its own, with the worker's number behind the name
 COLOD_E2E_MODE    network mode of tests that do not ask for one (default lockstep)
 COLOD_E2E_LONG    1: also the tests marked `long`, variants of others
 COLOD_E2E_LOGS    where logs of failed tests go (default build/e2e)
@@ -29,13 +30,15 @@ from pair import REPROTECT_S, Pair  # noqa: E402
 BUILD = os.path.abspath(os.environ.get("COLOD_E2E_BUILD", f"{SOURCE}/build/dev"))
 MODE = os.environ.get("COLOD_E2E_MODE", "lockstep")
 LOGS = os.environ.get("COLOD_E2E_LOGS", f"{SOURCE}/build/e2e")
+LAB_ID = os.environ.get("COLOD_LAB_ID", "e2e") + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+GROUP_TESTS = 50  # a larger group is cut in two: a lab for each costs less than one worker that waits for the other
 
 
 class LabKeeper:
     """The one lab, with the options the tests ask for."""
 
     def __init__(self):
-        self.lab = Lab(os.environ.get("COLOD_LAB_ID", "e2e"))
+        self.lab = Lab(LAB_ID)
         self.options = None
         self.lock = open(f"{self.lab.dir}.tests", "w", encoding="ascii")
         try:
@@ -119,17 +122,29 @@ def pair(request, keeper):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "lab(**options): options of the lab the test wants")
+    config.addinivalue_line("markers", "xdist_group(name): of pytest-xdist: tests of one worker, here of one lab")
     config.addinivalue_line("markers", "long: a variant of another test; with COLOD_E2E_LONG=1 only")
     config.e2e_start = time.monotonic()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(config, items):
-    """Tests that want the same lab stand together; within that, in the order of the files."""
-    def options(item):
-        marker = item.get_closest_marker("lab")
-        return repr(sorted(marker.kwargs.items())) if marker else ""
-    items.sort(key=options)
+    """Tests that want the same lab stand together, the most numerous first; within that, in the order of the files."""
     if os.environ.get("COLOD_E2E_LONG") != "1":
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+    groups = {}
+    for item in items:
+        marker = item.get_closest_marker("lab")
+        groups.setdefault(repr(sorted(marker.kwargs.items())) if marker else "", []).append(item)
+    parts = []
+    for group in groups.values():
+        halves = 2 if len(group) > GROUP_TESTS else 1
+        size = -(-len(group) // halves)
+        parts += [group[i * size:(i + 1) * size] for i in range(halves)]
+    parts.sort(key=len, reverse=True)
+    for number, part in enumerate(parts):
+        for item in part:
+            item.add_marker(pytest.mark.xdist_group(f"lab{number}"))
+    items[:] = [item for part in parts for item in part]
