@@ -16,6 +16,9 @@ enum {
     ETHERTYPE_QINQ = 0x88a8,
     ETHERTYPE_IPV6 = 0x86dd,
     ETHERTYPE_MIN = 0x0600, /* below: an 802.3 length */
+    ETHER_BYTES = 14,
+    IPV4_BYTES = 20, /* without options, as TCP's */
+    TCP_BYTES = 20,
     MAX_VLAN_TAGS = 2,
     PROTO_HOP_BY_HOP = 0,
     PROTO_ICMP = 1,
@@ -349,6 +352,46 @@ frame_clear(Frame *f)
     f->malformed_why = NULL;
 }
 
+/* Most frames by far are TCP over IPv4 without tags or IP options. Their headers are taken at once,
+ * in a third of the instructions. False: not such a frame, or something is wrong with it, and the
+ * general way finds out what; where both do, they say the same (test-frame.c, fuzz-frame.c).
+ * *@ret_frame then is not written. */
+static bool
+parse_plain_tcp(const uint8_t *bytes, size_t len, size_t vnet_hdr_len, Frame *ret_frame)
+{
+    const uint32_t l4_off = (uint32_t)vnet_hdr_len + ETHER_BYTES + IPV4_BYTES;
+    const uint8_t *vnet = NULL, *ether = NULL;
+    View v = view_of(bytes, len);
+
+    if ((vnet_hdr_len && !view_take(&v, vnet_hdr_len, &vnet)) ||
+        !view_take(&v, ETHER_BYTES + IPV4_BYTES + TCP_BYTES, &ether))
+        return false;
+
+    const uint8_t *ip = ether + ETHER_BYTES, *tcp = ip + IPV4_BYTES;
+    uint32_t ip_len = be16_load(ip + 2);
+    uint32_t tcp_header = (uint32_t)(tcp[12] >> 4) * 4;
+
+    /* The ethertype, version 4 and five words of header; no fragment. */
+    if (be32_load(ether + 12) >> 8 != 0x080045 || ip[9] != PROTO_TCP ||
+        (be16_load(ip + 6) & 0x3fff) || tcp_header < TCP_BYTES ||
+        ip_len < IPV4_BYTES + tcp_header || ip_len > v.len + IPV4_BYTES + TCP_BYTES)
+        return false;
+    frame_clear(ret_frame);
+    ret_frame->key.w[0] = be64_load(ip + 12);
+    ret_frame->key.w[4] =
+        ((uint64_t)be32_load(tcp) << 32) | (PROTO_TCP << 16) | ((uint64_t)FRAME_TCP << 8);
+    ret_frame->cls = FRAME_TCP;
+    ret_frame->payload_off = l4_off + tcp_header;
+    ret_frame->payload_len = ip_len - IPV4_BYTES - tcp_header;
+    ret_frame->l4_off = l4_off;
+    ret_frame->seq = be32_load(tcp + 4);
+    ret_frame->ack = be32_load(tcp + 8);
+    ret_frame->protocol = PROTO_TCP;
+    ret_frame->tcp_flags = tcp[13];
+    ret_frame->csum_partial = vnet && (vnet[0] & VNET_F_NEEDS_CSUM);
+    return true;
+}
+
 void
 frame_parse(const uint8_t *bytes, size_t len, size_t vnet_hdr_len, Frame *ret_frame)
 {
@@ -356,6 +399,8 @@ frame_parse(const uint8_t *bytes, size_t len, size_t vnet_hdr_len, Frame *ret_fr
     View v = view_of(bytes, len);
     const uint8_t *vnet;
 
+    if (parse_plain_tcp(bytes, len, vnet_hdr_len, ret_frame))
+        return;
     frame_clear(ret_frame);
     if (vnet_hdr_len) {
         if (!view_take(&v, vnet_hdr_len, &vnet)) {
