@@ -123,6 +123,11 @@ void tcp_release_part(Compare *e, Flow *f);
 /** A frame of @f waited too long: where the stream is stuck. */
 DiffSpot tcp_stuck_at(const Flow *f);
 
+/* client.c */
+
+/** The guests have said FIN and the client too, and all its data were acknowledged to it. */
+bool client_is_done(const Flow *f);
+
 /* digest.c */
 
 /** Takes in what the digests in @in stand for, after engine_describe(). False: they make no sense.

@@ -52,6 +52,8 @@ struct Flow {
     uint32_t expiry_prev, expiry_next;
     uint16_t flags;
     uint8_t p_scale, s_scale; /* of the windows of each side */
+    uint32_t client_end;      /* TCP: behind the client's FIN; see client.c */
+    bool has_client_end;
 };
 static_assert(sizeof(struct Flow) <= FLOW_BYTES_MAX, "idle flows are many");
 

@@ -34,7 +34,8 @@
  * the connection, they must be equal in seq and ack; those that only repeat that one pass. A SYN
  * ends the wait for the other side's RST: each side says them in the order in which it says them,
  * so when one has said its next SYN (one guest accepts what the other refuses, say) and the other
- * an RST, that RST has no counterpart. Whichever of the two comes first.
+ * an RST, that RST has no counterpart. Whichever of the two comes first. RSTs about a connection
+ * that is over need none: see client.c.
  *
  * After a divergence nothing of the flow is compared until a checkpoint is committed: the primary's
  * frames queue, the secondary's are forgotten.
@@ -379,16 +380,18 @@ first_in_backlog(const Flow *f, CompareSide side)
     return h;
 }
 
-/* Said again, of a connection that both sides have reset. One that refuses the next connection, or
- * is about an older one, has another number. */
+/* Said again, of a connection that both sides have reset, or that is over (client.c). One that
+ * refuses the next connection, or is about an older one, has another number. */
 static bool
 rst_repeats(const Flow *f, const Held *h)
 {
     uint32_t length = f->next - f->base, at = h->seq - f->base;
 
-    if (!(f->flags & FLOW_HAS_WINDOW) || !(f->flags & FLOW_RST_DONE))
+    if (!(f->flags & FLOW_HAS_WINDOW))
         return false;
-    return at <= length || (h->side == COMPARE_SECONDARY && at + f->s_delta <= length);
+    if (f->flags & FLOW_RST_DONE)
+        return at <= length || (h->side == COMPARE_SECONDARY && at + f->s_delta <= length);
+    return at == length && !(h->tcp_flags & FRAME_TCP_ACK) && client_is_done(f);
 }
 
 static bool
@@ -600,6 +603,7 @@ start_connection(Flow *f, const Held *syn)
     f->s_delta = 0;
     f->p_scale = window_scale_of(syn);
     f->s_scale = f->p_scale; /* until its own SYN tells */
+    f->has_client_end = false;
     set_window(f, syn->seq, syn->seq);
 }
 
@@ -790,11 +794,26 @@ process_secondary(Compare *e, Flow *f, Held *h)
         engine_forget(e, h);
 }
 
+/* Those that came before the primary was done with the connection too. */
+static void
+forget_repeated_rsts(Compare *e, Flow *f)
+{
+    Held *following;
+
+    for (Held *h = f->s_rst; h; h = following) {
+        following = h->link[LINK_CHAIN].next;
+        if (rst_repeats(f, h))
+            forget_rst(e, f, h);
+    }
+}
+
 static void
 release_and_refeed(Compare *e, Flow *f)
 {
     release_fifo(e, f);
     tcp_release_part(e, f);
+    if (f->s_rst && client_is_done(f))
+        forget_repeated_rsts(e, f);
     if (!(f->flags & FLOW_DIVERGED))
         check_refused(e, f);
     /* Each round takes at least a SYN off the backlog. */
@@ -834,6 +853,8 @@ tcp_note_committed(Flow *f, const Held *h)
     if (is_syn(h) && !((f->flags & FLOW_HAS_P_SYN) && h->seq == f->p_isn))
         start_connection(f, h);
     note_ack(f, h);
+    if (is_fin(h))
+        f->flags |= FLOW_CLOSED;
     /* Far from the window: one of the two is no part of the stream; what comes next will show. */
     if (!(f->flags & FLOW_HAS_WINDOW) || f->next - h->seq + WINDOW_MAX > 2 * WINDOW_MAX) {
         set_window(f, h->seq, h->end);
