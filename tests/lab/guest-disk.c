@@ -11,6 +11,11 @@
  *   db-check MODE         integrity check, and all rows: `ok COUNT`
  *   fill FILE KIB         writes so much of pseudo-random bytes, without a flush
  *   sync                  flushes everything
+ *   unmount               the file system of /disk, for loads on the device
+ *   load KIND BYTES THREADS MS SPAN_MIB SEED
+ *                         requests of BYTES in the first SPAN_MIB of the device, which must not be
+ *                         mounted: `ok COUNT US P50_US P99_US MAX_US` (guest-load.c). KIND:
+ *                         randwrite, randsync (each flushed), write, randread, read
  *
  * A record tells its number and carries a checksum, so that one that is old, torn or at the wrong
  * place shows.
@@ -24,11 +29,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <sqlite3.h>
+
+#include "guest-load.h"
 
 enum {
     BUSY_MS = 10000,
@@ -182,6 +190,15 @@ fill(const char *name, uint64_t kib, char *answer)
     snprintf(answer, LINE_BYTES, "ok %llu", (unsigned long long)kib);
 }
 
+static void
+unmount(char *answer)
+{
+    if (umount("/disk") < 0)
+        snprintf(answer, LINE_BYTES, "error /disk: %s", strerror(errno));
+    else
+        snprintf(answer, LINE_BYTES, "ok");
+}
+
 /* --- Data base --- */
 
 static const char *
@@ -287,6 +304,10 @@ run_command(const char *line, char *answer)
         check_db(name, answer);
     } else if (sscanf(line, "fill %31[a-z0-9] %llu", name, &number) == 2) {
         fill(name, number, answer);
+    } else if (strcmp(line, "unmount") == 0) {
+        unmount(answer);
+    } else if (strncmp(line, "load ", 5) == 0) {
+        guest_load(line + 5, answer, LINE_BYTES - 1);
     } else if (strcmp(line, "sync") == 0) {
         sync();
         snprintf(answer, LINE_BYTES, "ok");
