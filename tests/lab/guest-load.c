@@ -152,10 +152,8 @@ work(void *user_data)
 }
 
 static void
-start(Worker *worker, const Load *load, unsigned number)
+prepare(Worker *worker, const Load *load, unsigned number)
 {
-    pthread_attr_t attr;
-
     memset(worker, 0, sizeof(*worker));
     worker->load = load;
     worker->number = number;
@@ -164,6 +162,13 @@ start(Worker *worker, const Load *load, unsigned number)
         abort();
     for (uint64_t i = 0; i < load->request_bytes / 8; i++)
         ((uint64_t *)worker->buf)[i] = next_random(&worker->state);
+}
+
+static void
+start(Worker *worker)
+{
+    pthread_attr_t attr;
+
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, THREAD_STACK);
     if (pthread_create(&worker->thread, &attr, work, worker) != 0)
@@ -171,7 +176,7 @@ start(Worker *worker, const Load *load, unsigned number)
     pthread_attr_destroy(&attr);
 }
 
-/* --- The command --- */
+/* --- The commands --- */
 
 static bool
 parse(const char *arguments, Load *load, unsigned *ret_ms, uint64_t *ret_span_bytes)
@@ -223,6 +228,20 @@ report(Worker *workers, const Load *load, int64_t start_ns, char *answer, size_t
                  (unsigned long long)percentile_us(times, count, 99), (long long)(max_ns / 1000));
 }
 
+/* O_EXCL: not while it is mounted. Negative: the answer says why. */
+static int
+open_device(bool is_read, uint64_t span_bytes, char *answer, size_t size)
+{
+    int fd = open(DEVICE, (is_read ? O_RDONLY : O_RDWR | O_EXCL) | O_DIRECT | O_CLOEXEC);
+
+    if (fd >= 0 && (uint64_t)lseek(fd, 0, SEEK_END) >= span_bytes)
+        return fd;
+    snprintf(answer, size, "error %s: %s", DEVICE, fd < 0 ? strerror(errno) : "too small");
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
 void
 guest_load(const char *arguments, char *answer, size_t size)
 {
@@ -235,25 +254,50 @@ guest_load(const char *arguments, char *answer, size_t size)
         snprintf(answer, size, "error what load is '%.100s'?", arguments);
         return;
     }
-    /* O_EXCL: not while it is mounted. */
-    load.fd = open(DEVICE, (load.is_read ? O_RDONLY : O_RDWR | O_EXCL) | O_DIRECT | O_CLOEXEC);
-    if (load.fd < 0 || (uint64_t)lseek(load.fd, 0, SEEK_END) < span_bytes) {
-        snprintf(answer, size, "error %s: %s", DEVICE, load.fd < 0 ? strerror(errno) : "too small");
-        if (load.fd >= 0)
-            close(load.fd);
+    load.fd = open_device(load.is_read, span_bytes, answer, size);
+    if (load.fd < 0)
         return;
-    }
     load.n_places = span_bytes / load.request_bytes;
 
     int64_t start_ns = now_ns();
 
     load.end_ns = start_ns + ms * INT64_C(1000000);
-    for (unsigned i = 0; i < load.n_threads; i++)
-        start(&workers[i], &load, i);
+    for (unsigned i = 0; i < load.n_threads; i++) {
+        prepare(&workers[i], &load, i);
+        start(&workers[i]);
+    }
     for (unsigned i = 0; i < load.n_threads; i++) {
         pthread_join(workers[i].thread, NULL);
         free(workers[i].buf);
     }
     report(workers, &load, start_ns, answer, size);
     close(load.fd);
+}
+
+void
+guest_write_blocks(unsigned long long count, unsigned long long bytes, bool is_scattered,
+                   char *answer, size_t size)
+{
+    static Worker worker;
+    Load load = {.is_random = is_scattered, .request_bytes = bytes, .n_threads = 1};
+
+    if (bytes < ALIGNMENT || bytes > MAX_REQUEST || bytes % ALIGNMENT != 0) {
+        snprintf(answer, size, "error requests of %llu bytes", bytes);
+        return;
+    }
+    load.fd = open_device(false, bytes, answer, size);
+    if (load.fd < 0)
+        return;
+    load.n_places = (uint64_t)lseek(load.fd, 0, SEEK_END) / bytes;
+    prepare(&worker, &load, 0);
+    while (worker.count < count && worker.problem == 0) {
+        worker.problem = request(&worker);
+        worker.count++;
+    }
+    free(worker.buf);
+    close(load.fd);
+    if (worker.problem)
+        snprintf(answer, size, "error %s", strerror(worker.problem));
+    else
+        snprintf(answer, size, "ok");
 }

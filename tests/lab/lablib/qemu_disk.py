@@ -8,11 +8,14 @@ its NBD server exports. The overlays are in memory, as advised there. The images
 import json
 import os
 import shutil
+import subprocess
 import tempfile
+import time
 
 from . import topology
 from .plain import PlainGuests
 from .qemu_chain import QemuChain
+from .qmp import Qmp
 from .util import run
 
 NBD_PORT = 7790
@@ -32,6 +35,22 @@ def file_nodes(image, top):
 
 def device(node):
     return ["-device", f"virtio-blk-pci,id=dev-disk0,drive={node},serial=disk0,werror=report,rerror=report"]
+
+
+def quorum(child):
+    return blockdev(driver="quorum", node_name="disk0", read_pattern="fifo", vote_threshold=1, children=[child])
+
+
+def secondary_nodes(settings, image, memory):
+    nodes = file_nodes(image, "parent0")
+    below = "parent0"
+    for name in ("hidden", "active"):
+        path = f"{memory}/{name}.qcow2"
+        run(f"{os.path.dirname(settings.qemu)}/qemu-img", "create", "-q", "-f", "qcow2", path, str(os.path.getsize(image)))
+        nodes += blockdev(driver="qcow2", node_name=f"{name}0", file={"driver": "file", "filename": path}, backing=below)
+        below = f"{name}0"
+    return [*nodes, *blockdev(driver="replication", node_name="childs0", mode="secondary", top_id="disk0", file=below),
+            *quorum("childs0")]
 
 
 class PlainDisks(PlainGuests):
@@ -61,23 +80,10 @@ class ReplicatedDisks(QemuChain):
         return self._primary_disk() if host == "a" else self._secondary_disk()
 
     def _primary_disk(self):
-        return [*file_nodes(self.images["a"], "local0"), *self._quorum("local0"), *device("disk0")]
+        return [*file_nodes(self.images["a"], "local0"), *quorum("local0"), *device("disk0")]
 
     def _secondary_disk(self):
-        nodes = file_nodes(self.images["b"], "parent0")
-        below = "parent0"
-        for name in ("hidden", "active"):
-            path = f"{self.memory}/{name}.qcow2"
-            run(f"{os.path.dirname(self.settings.qemu)}/qemu-img", "create", "-q", "-f", "qcow2", path,
-                str(os.path.getsize(self.images["a"])))
-            nodes += blockdev(driver="qcow2", node_name=f"{name}0", file={"driver": "file", "filename": path}, backing=below)
-            below = f"{name}0"
-        return [*nodes, *blockdev(driver="replication", node_name="childs0", mode="secondary", top_id="disk0", file=below),
-                *self._quorum("childs0"), *device("disk0")]
-
-    @staticmethod
-    def _quorum(child):
-        return blockdev(driver="quorum", node_name="disk0", read_pattern="fifo", vote_threshold=1, children=[child])
+        return secondary_nodes(self.settings, self.images["b"], self.memory) + device("disk0")
 
     def join_disks(self):
         run("cp", "--sparse=always", self.images["a"], self.images["b"], timeout=120)
@@ -90,3 +96,43 @@ class ReplicatedDisks(QemuChain):
             "driver": "replication", "mode": "primary", "node-name": "replication0", "discard": "unmap",
             "file": {"driver": "nbd", "server": {"type": "inet", **address}, "export": "parent0", "discard": "unmap"}})
         primary.call("x-blockdev-change", parent="disk0", node="replication0")
+
+
+class SecondaryDisk:
+    """QEMU's disk of a secondary without a guest, as Xen's COLO uses it. The image is made: sparse."""
+
+    def __init__(self, settings, mib):
+        self.mib = mib
+        self.dir = tempfile.mkdtemp(prefix="cldlab-secondary-", dir=MEMORY)
+        image = f"{self.dir}/image"
+        with open(image, "wb") as file:
+            file.truncate(mib << 20)
+        nodes = secondary_nodes(settings, image, self.dir)
+        # Memory has no direct I/O.
+        nodes = [word.replace(', "aio": "native"', "").replace(', "cache": {"direct": true}', "") for word in nodes]
+        self.process = subprocess.Popen([settings.qemu, "-M", "none", "-nodefaults", "-display", "none", "-qmp",
+                                         f"unix:{self.dir}/qmp,server=on,wait=off", *nodes])
+        self.qmp = Qmp(f"{self.dir}/qmp")
+        self.qmp.call("nbd-server-start", addr={"type": "unix", "data": {"path": f"{self.dir}/nbd"}})
+        for node in ("parent0", "disk0"):  # the primary's writes; the guest's
+            self.qmp.call("block-export-add", **{"type": "nbd", "id": node, "node-name": node, "name": node, "writable": True})
+        self.qmp.call("xen-set-replication", enable=True, primary=False)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def write(self, mib):
+        """Into both overlays: the guest's first, for what the primary overwrites is saved only once."""
+        script = (f"b = bytes(range(256)) * 4096\nfor i in range({mib}):\n h.pwrite(b, i << 20)\n")
+        for node in ("disk0", "parent0"):
+            run("/usr/bin/python3", "-m", "nbd", "-u", f"nbd+unix:///{node}?socket={self.dir}/nbd", "-c", script, timeout=120)
+
+    def checkpoint_us(self):
+        start = time.monotonic_ns()
+        self.qmp.call("xen-colo-do-checkpoint")
+        return (time.monotonic_ns() - start) / 1000
