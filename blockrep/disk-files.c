@@ -302,6 +302,8 @@ disk_plugin_command(const Disk *disk, PluginKind kind)
         add(argv, "--tls=on"); /* the plugin refuses TCP without */
         add(argv, "--tls-certificates=%s", tls);
         add(argv, "--tls-verify-peer");
+    } else {
+        add(argv, "--threads=1"); /* one client, answered at once: no hand-over between threads */
     }
     if (disk->config.plugin_dir)
         add(argv, "%s/nbdkit-%s-plugin.so", disk->config.plugin_dir, plugin_names[kind]);

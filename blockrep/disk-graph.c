@@ -183,8 +183,8 @@ move_delete(Op *op)
     disk_op_ask_qemu(op, "blockdev-del", arguments, op->after_move);
 }
 
-static void
-move_reopen(Op *op)
+void
+disk_graph_drain(Op *op, OpFunc next)
 {
     json_object *arguments = json_object_new_object();
     json_object *options = json_object_new_array();
@@ -192,7 +192,13 @@ move_reopen(Op *op)
     json_object_array_add(options, local_node(op->disk, "-file"));
     json_object_object_add(arguments, "options", options);
     op->ignore_error = false;
-    disk_op_ask_qemu(op, "blockdev-reopen", arguments, move_delete);
+    disk_op_ask_qemu(op, "blockdev-reopen", arguments, next);
+}
+
+static void
+move_reopen(Op *op)
+{
+    disk_graph_drain(op, move_delete);
 }
 
 void

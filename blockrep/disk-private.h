@@ -56,6 +56,7 @@ struct Op {
     bool first;
     QmpClient *qmp;
     int64_t change; /* of the status that is too old */
+    unsigned connects;
 };
 
 struct Disk {
@@ -69,7 +70,8 @@ struct Disk {
     bool running;              /* started or adopted: a death is a fault */
     uint64_t alone_generation; /* what the forwarder marks for; 0: it is idle */
     bool wants_synced;
-    bool failed_over; /* what SVM sees is the truth: the target must live until the move */
+    unsigned connects; /* so many were ordered */
+    bool failed_over;  /* what SVM sees is the truth: the target must live until the move */
     bool committed_told;
     bool high_water_told;
 };
@@ -124,5 +126,7 @@ char *disk_last_words(const Disk *disk, PluginKind kind);
 
 /* --- disk-graph.c --- */
 
+/** The local image is reopened as it is: QEMU lets what is under way come to its end first. */
+void disk_graph_drain(Op *op, OpFunc next);
 /** From NBD to the local image; QEMU is op->qmp. Then @next. */
 void disk_graph_move(Op *op, OpFunc next);

@@ -99,6 +99,12 @@ void disk_add_arguments(const Disk *disk, DiskRole role, GPtrArray *argv);
 /* Primary. */
 /** The peer's target waits. Done: its exports fit; the copy goes on until `synced`. */
 void disk_connect(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_data);
+/**
+ * Connected. QEMU is told to finish what is under way, and the forwarder when it has: then the
+ * image has all that the guest was told before, and the copy need not wait some seconds for that.
+ * If it fails, it does.
+ */
+void disk_settle(Disk *disk, QmpClient *qmp);
 /** PVM stands at the end of the initial migration. Done: both disks are equal. */
 void disk_finish(Disk *disk, DiskDoneFunc done, gpointer user_data);
 /** PVM stands at checkpoint @epoch. Done: the target has every write PVM was acknowledged. */

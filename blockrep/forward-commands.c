@@ -240,7 +240,10 @@ prepare_copy(Forward *forward, uint64_t rate_limit)
         chunk_set_add(forward->lacking, at, len);
     chunk_set_clear(forward->delayed);
     forward_recent_into(forward, forward->delayed);
-    forward->delayed_until_ns = clock_now_ns() + SETTLED_NS;
+    forward->delayed_recent = true;
+    forward->connected_ns = clock_now_ns();
+    forward->synced_ns = 0;
+    forward->delayed_until_ns = forward->connected_ns + SETTLED_NS;
     forward->rate_limit = rate_limit;
     forward->finishing = forward->synced = false;
 }
@@ -347,6 +350,17 @@ forward_connect(Forward *forward, const ForwardConnect *order, int64_t deadline_
     return ok;
 }
 
+void
+forward_settled(Forward *forward)
+{
+    forward_lock(forward);
+    if (forward->mode == FORWARD_SYNCING && forward->delayed_recent) {
+        chunk_set_clear(forward->delayed);
+        (void)pthread_cond_broadcast(&forward->changed);
+    }
+    forward_unlock(forward);
+}
+
 /* --- finish, barrier, release --- */
 
 /* With the lock held: what the wait was for cannot come any more. */
@@ -444,6 +458,7 @@ do_barrier(Forward *forward, uint64_t epoch, int64_t deadline_ns, GError **error
     forward_queue_hold(forward->queue);
     forward->is_barrier = true;
     forward->epoch = epoch;
+    forward_wake(forward);
     while (forward->mode == FORWARD_MIRRORING && !forward_queue_is_drained(forward->queue)) {
         if (!forward_wait(forward, deadline_ns))
             return fail_timeout(forward, "the peer did not confirm everything", error);

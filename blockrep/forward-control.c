@@ -10,6 +10,7 @@ typedef enum ForwardCommand {
     COMMAND_STATUS,
     COMMAND_ALONE,
     COMMAND_CONNECT,
+    COMMAND_SETTLED,
     COMMAND_FINISH,
     COMMAND_BARRIER,
     COMMAND_RELEASE,
@@ -23,6 +24,7 @@ static const DiskCommand commands[] = {
     [COMMAND_ALONE] = {"alone", DISK_ARG_GENERATION, DISK_ARG_FIRST},
     [COMMAND_CONNECT] = {"connect", DISK_ARG_HOST | DISK_ARG_GENERATION,
                          DISK_ARG_PORT | DISK_ARG_RATE_LIMIT},
+    [COMMAND_SETTLED] = {"settled", 0, 0},
     [COMMAND_FINISH] = {"finish", 0, 0},
     [COMMAND_BARRIER] = {"barrier", DISK_ARG_EPOCH, 0},
     [COMMAND_RELEASE] = {"release", DISK_ARG_EPOCH, 0},
@@ -62,6 +64,7 @@ static void
 add_copy(json_object *object, const ForwardStatus *status)
 {
     add(object, "synced", json_object_new_boolean(status->synced));
+    add_number(object, "sync_ms", status->sync_ms);
     add_number(object, "left_bytes", status->left_bytes);
     add_number(object, "rate_bytes_s", status->rate_bytes_s);
     if (status->rate_bytes_s > 0)
@@ -174,6 +177,9 @@ order(Forward *forward, const DiskRequest *request, int64_t deadline_ns, GError 
         return forward_alone(forward, request->generation, request->first, deadline_ns, error);
     case COMMAND_CONNECT:
         return connect_to(forward, request, deadline_ns, error);
+    case COMMAND_SETTLED:
+        forward_settled(forward);
+        return TRUE;
     case COMMAND_FINISH:
         return forward_finish(forward, deadline_ns, error);
     case COMMAND_BARRIER:

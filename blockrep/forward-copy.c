@@ -7,6 +7,8 @@
  */
 #include "forward-private.h"
 
+#include "store.h"
+
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -16,6 +18,7 @@ enum {
     TRIES = 16,         /* chunks looked at for one in which nothing is in flight */
     IDLE_MS = 1000,
     MAX_FOLLOWING = 63,
+    PREFETCH_CHUNKS = 16, /* 1 MiB */
 };
 
 /* --- Which --- */
@@ -104,10 +107,11 @@ begin(Forward *forward)
 /* --- Reading, without the lock --- */
 
 int
-forward_read_disk(const Forward *forward, uint8_t *buf, uint64_t len, uint64_t offset)
+forward_read_disk(Forward *forward, uint8_t *buf, uint64_t len, uint64_t offset)
 {
     uint64_t done = 0;
 
+    forward->has_read = true; /* the thread's own, as is who looks at it */
     while (done < len) {
         ssize_t n = pread(forward->disk_fd, buf + done, len - done, (off_t)(offset + done));
 
@@ -179,10 +183,23 @@ say_synced(Forward *forward)
         forward->mode != FORWARD_SYNCING)
         return;
     forward->synced = true;
+    forward->synced_ns = clock_now_ns();
     forward_changed(forward);
 }
 
 /* --- The thread --- */
+
+/* While the page cache has anything of the disk, each direct write of QEMU's takes longer. */
+static void
+forget_disk(Forward *forward)
+{
+    if (!forward->has_read || forward->mode != FORWARD_MIRRORING || forward->is_verifying)
+        return;
+    forward->has_read = false;
+    forward_unlock(forward);
+    store_forget_fd(forward->disk_fd);
+    forward_lock(forward);
+}
 
 /* The limit is of a copy beside the guest; at the end the guest stands and waits. */
 static bool
@@ -208,6 +225,8 @@ copy_one(Forward *forward, Digests *digests, CopyJob *job)
     bool compare = forward->compare, is_equal = false;
 
     forward_unlock(forward);
+    store_prefetch_fd(forward->disk_fd, job->chunk,
+                      (1 + MIN(job->n_following, PREFETCH_CHUNKS)) * CHUNK_BYTES);
 
     int r = forward_read_disk(forward, job->buf, job->len, job->chunk);
 
@@ -253,6 +272,7 @@ forward_copy_run(void *user_data)
             wait_for_work(forward, when_ns);
         if (forward->mode == FORWARD_MIRRORING && !forward->is_verifying)
             digests_close(digests);
+        forget_disk(forward);
     }
     forward_unlock(forward);
     digests_free(digests);

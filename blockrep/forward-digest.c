@@ -84,7 +84,7 @@ digests_equal(Forward *forward, Digests *digests, const CopyJob *job)
 /* --- Verify --- */
 
 static int
-digest_local(const Forward *forward, const VerifyStep *step, uint8_t *buf, uint8_t *ret_digests)
+digest_local(Forward *forward, const VerifyStep *step, uint8_t *buf, uint8_t *ret_digests)
 {
     uint64_t end = step->offset + step->len;
 

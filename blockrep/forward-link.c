@@ -133,15 +133,15 @@ account(Forward *forward, const Done *done)
 static void
 account_all(Forward *forward)
 {
-    bool was_drained = forward_queue_is_drained(forward->queue);
-
     for (unsigned i = 0; i < forward->n_done; i++)
         account(forward, &forward->done[i]);
     if (forward->n_done == 0)
         return;
     forward->n_done = 0;
     (void)pthread_cond_broadcast(&forward->room);
-    if (!was_drained || forward->mode != FORWARD_MIRRORING)
+    /* While mirroring only a barrier and a comparison wait for what is confirmed. */
+    if (forward->mode != FORWARD_MIRRORING || forward->is_verifying ||
+        forward_queue_is_holding(forward->queue))
         (void)pthread_cond_broadcast(&forward->changed);
 }
 
@@ -211,9 +211,10 @@ static void
 take(Forward *forward, uint64_t sent_bytes, Batch *batch)
 {
     unsigned n_free = MAX_SENT - MIN(nbd_peer_in_flight(forward->peer), MAX_SENT);
+    bool is_time = forward_send_ns(forward) <= clock_now_ns();
 
     *batch = (Batch){.n = 0};
-    while (batch->n < n_free && sent_bytes < MAX_SENT_BYTES &&
+    while (is_time && batch->n < n_free && sent_bytes < MAX_SENT_BYTES &&
            (batch->entries[batch->n] = forward_queue_take(forward->queue))) {
         sent_bytes += batch->entries[batch->n]->data ? batch->entries[batch->n]->len : 0;
         batch->n++;
@@ -228,6 +229,8 @@ take(Forward *forward, uint64_t sent_bytes, Batch *batch)
     if (batch->flush)
         forward->settle = SETTLE_SENT;
     forward->sent_requests += batch->n;
+    if (batch->n > 0)
+        forward->sent_ns = clock_now_ns();
 }
 
 static void
@@ -245,6 +248,18 @@ send_batch(Forward *forward, const Batch *batch)
 
         submit(forward, &(Done){.r = 0}, &request);
     }
+}
+
+/* When the next turn is to be, if nothing happens before. After something was sent the next write
+ * will come soon: then nobody has to wake the thread for it. */
+static int64_t
+next_turn_ns(const Forward *forward)
+{
+    int64_t now_ns = clock_now_ns(), linger_ns = forward->sent_ns + LINGER_NS;
+
+    if (forward->mode == FORWARD_SYNCING)
+        return MAX(forward->settled_ns + SETTLE_EVERY_NS, now_ns + NS_PER_MS);
+    return linger_ns > now_ns ? linger_ns : INT64_MAX;
 }
 
 /* False: it is over. */
@@ -266,16 +281,14 @@ turn(Forward *forward)
     /* Nothing to wait for that has come back already. */
     forward->link_waits = true;
 
-    int64_t until_ns =
-        forward->mode == FORWARD_SYNCING ? forward->settled_ns + SETTLE_EVERY_NS : INT64_MAX;
+    int64_t until_ns = forward->link_wakes_ns = next_turn_ns(forward);
 
     forward_unlock(forward);
     send_batch(forward, &batch);
 
     /* Sending may have brought the answer. */
     gboolean ok =
-        nbd_peer_run(forward->peer, forward->wake_fd,
-                     forward->n_done > 0 ? 0 : MAX(until_ns, clock_now_ns() + NS_PER_MS), &error);
+        nbd_peer_run(forward->peer, forward->wake_fd, forward->n_done > 0 ? 0 : until_ns, &error);
 
     (void)!read(forward->wake_fd, &count, sizeof(count)); /* reset; empty is fine */
     forward_lock(forward);

@@ -35,6 +35,12 @@
 #define SETTLED_NS (INT64_C(5) * NS_PER_S)
 #define SETTLE_EVERY_NS (INT64_C(1) * NS_PER_S)
 
+/* While mirroring, what the guest writes within so long after something was sent is sent together:
+ * each wake-up of the thread that sends takes time from the guest. A barrier does not wait for it.
+ */
+#define LINGER_NS (INT64_C(2) * NS_PER_MS)
+enum { LINGER_ENTRIES = 32, LINGER_BYTES = 256 * 1024 };
+
 enum { COPY_JOBS = 8 };
 
 typedef enum CopyState { COPY_FREE, COPY_READING, COPY_READY, COPY_SENT } CopyState;
@@ -108,7 +114,9 @@ struct Forward {
     /* The connection. */
     bool has_threads; /* to be joined */
     bool is_connected;
-    bool link_waits; /* its thread sleeps: wake it */
+    bool link_waits;       /* its thread sleeps: wake it */
+    int64_t link_wakes_ns; /* by itself, then */
+    int64_t sent_ns;       /* when it sent something last */
     pthread_t link_thread, copy_thread;
     NbdPeer *peer; /* the thread's own */
     Ticket tickets[NBD_PEER_MAX_REQUESTS];
@@ -118,11 +126,14 @@ struct Forward {
     /* The copy. */
     ChunkSet *lacking, *delayed; /* delayed: until `delayed_until_ns` */
     int64_t delayed_until_ns;
+    bool delayed_recent; /* it has only what was written before the connection began */
+    int64_t connected_ns, synced_ns;
     SectorMask *mask;
     CopyJob jobs[COPY_JOBS];
     char *peer_host; /* of the connection; constant while it lasts */
     uint16_t peer_port;
-    bool compare; /* chunks are marked for want of knowledge: compare before they are sent */
+    bool has_read; /* the page cache has of the disk what the copy or a comparison read */
+    bool compare;  /* chunks are marked for want of knowledge: compare before they are sent */
     bool finishing, synced;
     uint64_t cursor, rate_limit, copied_bytes, sent_bytes, equal_bytes, rate_bytes_s;
     int64_t rate_ns, copy_not_before_ns; /* rate: since when; limit: until when it has to wait */
@@ -140,6 +151,8 @@ bool forward_wait(Forward *forward, int64_t deadline_ns);
 void forward_changed(Forward *forward);
 /** With the lock held: the connection's thread has something to do. */
 void forward_wake(Forward *forward);
+/** With the lock held: when it is to send what waits; 0: at once. INT64_MAX: nothing waits. */
+int64_t forward_send_ns(const Forward *forward);
 ForwardFacts forward_facts(const Forward *forward, uint64_t generation, bool first);
 
 /** With the lock held: puts down that the range was written lately. */
@@ -162,7 +175,7 @@ bool forward_settle(Forward *forward);
 NbdPeer *forward_open_export(Forward *forward, const char *host, uint16_t port,
                              const char *export_name, int64_t deadline_ns, GError **error);
 /** Reads from this host's disk. Negative errno. */
-int forward_read_disk(const Forward *forward, uint8_t *buf, uint64_t len, uint64_t offset);
+int forward_read_disk(Forward *forward, uint8_t *buf, uint64_t len, uint64_t offset);
 
 Digests *digests_new(void);
 void digests_free(Digests *digests);

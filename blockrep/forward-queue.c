@@ -544,6 +544,13 @@ forward_queue_is_drained(const ForwardQueue *queue)
     return queue->unsent.n == 0 && queue->flight.n == 0;
 }
 
+unsigned
+forward_queue_unsent(const ForwardQueue *queue, uint64_t *ret_bytes)
+{
+    *ret_bytes = queue->unsent.bytes;
+    return queue->unsent.n;
+}
+
 bool
 forward_queue_overlaps(const ForwardQueue *queue, uint64_t offset, uint64_t len)
 {

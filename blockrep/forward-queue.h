@@ -71,6 +71,9 @@ bool forward_queue_is_holding(const ForwardQueue *queue);
 /** All but what is held is confirmed. */
 bool forward_queue_is_drained(const ForwardQueue *queue);
 
+/** Of what waits to be sent: how many entries; how many bytes. */
+unsigned forward_queue_unsent(const ForwardQueue *queue, uint64_t *ret_bytes);
+
 /** Is something in the range not confirmed? */
 bool forward_queue_overlaps(const ForwardQueue *queue, uint64_t offset, uint64_t len);
 

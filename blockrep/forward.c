@@ -199,6 +199,28 @@ forward_wake(Forward *forward)
         g_assert_not_reached(); /* the thread resets it: it never fills */
 }
 
+int64_t
+forward_send_ns(const Forward *forward)
+{
+    uint64_t bytes;
+    unsigned n = forward_queue_unsent(forward->queue, &bytes);
+
+    if (n == 0)
+        return INT64_MAX;
+    if (forward->mode != FORWARD_MIRRORING || forward_queue_is_holding(forward->queue) ||
+        n >= LINGER_ENTRIES || bytes >= LINGER_BYTES)
+        return 0;
+    return forward->sent_ns + LINGER_NS;
+}
+
+/* What was put into the window is to be sent, not necessarily now. */
+static void
+wake_in_time(Forward *forward)
+{
+    if (forward->link_waits && forward_send_ns(forward) < forward->link_wakes_ns)
+        forward_wake(forward);
+}
+
 ForwardFacts
 forward_facts(const Forward *forward, uint64_t generation, bool first)
 {
@@ -275,6 +297,7 @@ note_for_copy(Forward *forward, uint64_t offset, uint64_t len)
         sector_mask_add(forward->mask, offset, in_chunk))
         return in_chunk;
     chunk_set_add(forward->delayed, offset, in_chunk);
+    forward->delayed_recent = false;
     forward->delayed_until_ns = clock_now_ns() + SETTLED_NS;
     return in_chunk;
 }
@@ -322,11 +345,23 @@ forward_change(Forward *forward, ForwardKind kind, uint64_t offset, uint64_t len
         forward_wake(forward);
         (void)pthread_cond_wait(&forward->room, &forward->mutex);
     }
-    forward_wake(forward);
+    wake_in_time(forward);
     forward_unlock(forward);
 }
 
 /* --- Status --- */
+
+/* Of the last copy beside the guest: until `synced`, or so far. */
+static uint64_t
+sync_ms(const Forward *forward)
+{
+    if (forward->connected_ns == 0)
+        return 0;
+
+    int64_t end_ns = forward->synced_ns > 0 ? forward->synced_ns : clock_now_ns();
+
+    return (uint64_t)((end_ns - forward->connected_ns) / NS_PER_MS);
+}
 
 void
 forward_status(Forward *forward, ForwardStatus *ret_status)
@@ -340,6 +375,7 @@ forward_status(Forward *forward, ForwardStatus *ret_status)
         .holding = forward_queue_is_holding(forward->queue),
         .synced = forward->synced,
         .epoch = forward->epoch,
+        .sync_ms = sync_ms(forward),
         .left_bytes = chunk_set_count(forward->lacking) * CHUNK_BYTES,
         .copied_bytes = forward->copied_bytes,
         .sent_bytes = forward->sent_bytes,

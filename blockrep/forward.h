@@ -61,6 +61,8 @@ typedef struct ForwardConnect {
 
 gboolean forward_connect(Forward *forward, const ForwardConnect *order, int64_t deadline_ns,
                          GError **error);
+/** The disk has all that the guest was told before the connection began. */
+void forward_settled(Forward *forward);
 gboolean forward_finish(Forward *forward, int64_t deadline_ns, GError **error);
 gboolean forward_barrier(Forward *forward, uint64_t epoch, int64_t deadline_ns, GError **error);
 gboolean forward_release(Forward *forward, uint64_t epoch, int64_t deadline_ns, GError **error);
@@ -76,6 +78,7 @@ typedef struct ForwardStatus {
     uint64_t epoch; /* of the last barrier */
     ForwardQueueStatus queue;
     uint64_t marked_bytes;            /* in the map */
+    uint64_t sync_ms;                 /* of the last copy: until `synced`, or so far */
     uint64_t left_bytes;              /* the peer lacks: syncing */
     uint64_t copied_bytes;            /* looked at since `connect` */
     uint64_t sent_bytes;              /* of them */

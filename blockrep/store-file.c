@@ -114,6 +114,24 @@ file_zero(Store *store, uint64_t len, uint64_t offset, bool unmap)
     return write_zeros(store, len, offset);
 }
 
+void
+store_prefetch_fd(int fd, uint64_t offset, uint64_t len)
+{
+    (void)posix_fadvise(fd, (off_t)offset, (off_t)len, POSIX_FADV_WILLNEED);
+}
+
+void
+store_forget_fd(int fd)
+{
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+static void
+file_prefetch(Store *store, uint64_t offset, uint64_t len)
+{
+    store_prefetch_fd(fd_of(store), offset, len);
+}
+
 static int
 file_flush(Store *store)
 {
@@ -168,6 +186,7 @@ static const StoreOps file_ops = {
     .zero = file_zero,
     .flush = file_flush,
     .extent = file_extent,
+    .prefetch = file_prefetch,
     .discard_all = file_discard_all,
     .free = file_free,
 };
@@ -218,6 +237,15 @@ size_of(int fd, const char *path, bool *ret_is_device, GError **error)
     return 0;
 }
 
+/* The kernel does not read ahead by itself: it would do that in pieces of the page cache as large
+ * as what it reads, and each small write of the guest into such a piece then costs several times as
+ * much. Who reads in a line says so with store_prefetch(). */
+static void
+do_not_read_ahead(int fd)
+{
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM); /* advice */
+}
+
 Store *
 store_file_open(const char *path, GError **error)
 {
@@ -237,6 +265,7 @@ store_file_open(const char *path, GError **error)
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY, "%s: another process uses it", path);
         return NULL;
     }
+    do_not_read_ahead(fd);
     return store_of(fd_steal(&fd), size, is_device);
 }
 
@@ -255,6 +284,7 @@ store_open_readonly(const char *path, uint64_t *ret_size_bytes, GError **error)
 
     if (size == 0)
         return -1;
+    do_not_read_ahead(fd);
     *ret_size_bytes = size;
     return fd_steal(&fd);
 }

@@ -23,6 +23,8 @@ typedef struct StoreOps {
     int (*flush)(Store *store);
     /* How far from @offset, at most @len, the store is all hole (reads as zeros) or all data. */
     int (*extent)(Store *store, uint64_t offset, uint64_t len, uint64_t *ret_len, bool *ret_hole);
+    /* The range will be read soon, in pieces. NULL: it is as quick without. */
+    void (*prefetch)(Store *store, uint64_t offset, uint64_t len);
     /* Gives all space back; the content is undefined afterwards. */
     int (*discard_all)(Store *store);
     void (*free)(Store *store);
@@ -64,6 +66,13 @@ store_extent(Store *store, uint64_t offset, uint64_t len, uint64_t *ret_len, boo
     return store->ops->extent(store, offset, len, ret_len, ret_hole);
 }
 
+static inline void
+store_prefetch(Store *store, uint64_t offset, uint64_t len)
+{
+    if (store->ops->prefetch)
+        store->ops->prefetch(store, offset, len);
+}
+
 static inline int
 store_discard_all(Store *store)
 {
@@ -94,6 +103,10 @@ Store *store_file_open(const char *path, GError **error);
 
 /** The same, to read, beside whoever has it: a descriptor that the caller owns; -1 and @error. */
 int store_open_readonly(const char *path, uint64_t *ret_size_bytes, GError **error);
+/** Its range will be read soon, in pieces. */
+void store_prefetch_fd(int fd, uint64_t offset, uint64_t len);
+/** Nothing of it will be read for a while: the page cache may forget it. */
+void store_forget_fd(int fd);
 
 /**
  * A sparse file of our own of @size_bytes, made anew and empty: @keep false; or as it was found:

@@ -72,6 +72,8 @@ export_digest_read(Target *target, void *buf, size_t len, uint64_t offset, Fault
     if (!is_inside(export_digest_size(target), len, offset) ||
         offset % CHUNK_DIGEST_BYTES + len > DIGEST_MAX_CHUNKS * CHUNK_DIGEST_BYTES)
         return refuse(-EINVAL, ret_fault);
+    store_prefetch(layers_disk(target_layers(target)), offset / CHUNK_DIGEST_BYTES * CHUNK,
+                   (len / CHUNK_DIGEST_BYTES + 1) * CHUNK);
     while (len > 0) {
         uint8_t digest[CHUNK_DIGEST_BYTES];
         size_t skip = offset % CHUNK_DIGEST_BYTES, piece = MIN(len, CHUNK_DIGEST_BYTES - skip);

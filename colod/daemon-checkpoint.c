@@ -49,6 +49,12 @@ add_duration(Durations *durations, gint64 us)
     durations->us[durations->n++ % DURATION_SAMPLES] = (guint32)CLAMP(us, 0, (gint64)G_MAXUINT32);
 }
 
+void
+daemon_checkpoints_disks_took(Daemon *d, gint64 ns)
+{
+    add_duration(&d->checkpoints.disks, ns / NS_PER_US);
+}
+
 /* ---- when ---- */
 
 void

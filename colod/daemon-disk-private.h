@@ -34,6 +34,7 @@ struct Disks {
 
     /* The gate's point: what is still to come of proxy and disks. */
     gboolean proxy_ready, disks_ready;
+    gint64 began_ns; /* of a checkpoint; 0: it is another point */
 };
 
 extern const DiskHandlers daemon_disk_handlers;

@@ -23,6 +23,8 @@
  */
 #include "daemon-disk-private.h"
 
+#include "clock.h"
+
 #include <string.h>
 
 enum {
@@ -315,8 +317,11 @@ daemon_disks_stop(Daemon *d)
 static void
 on_connected(Daemon *d, const char *problem)
 {
-    if (problem == NULL)
+    if (problem == NULL) {
+        if (d->state == PAIR_SYNCING && d->vm != NULL)
+            EACH(d, disk, disk_settle(disk, vm_qmp(d->vm)));
         return;
+    }
     daemon_set_detail(d, "disk %s", problem);
     daemon_event(d, PAIR_EVENT_DISK_FAULT);
 }
@@ -517,6 +522,8 @@ on_disk_point(Daemon *d, const char *problem)
         daemon_event(d, PAIR_EVENT_DISK_FAULT);
         return;
     }
+    if (d->disks->began_ns > 0)
+        daemon_checkpoints_disks_took(d, clock_now_ns() - d->disks->began_ns);
     d->disks->disks_ready = TRUE;
     daemon_disks_pass(d);
 }
@@ -553,6 +560,7 @@ daemon_disks_at_point(Daemon *d, GatePoint point, guint64 epoch)
     d->disks->serial++;
     d->disks->proxy_ready = point == GATE_POINT_STATE;
     d->disks->disks_ready = d->disks->n == 0;
+    d->disks->began_ns = point == GATE_POINT_STATE ? 0 : clock_now_ns();
     if (d->disks->n == 0) {
         daemon_disks_pass(d);
         return;

@@ -54,6 +54,7 @@ typedef struct Checkpoints {
     ExplainCauses recent;
     gint64 stopped_us; /* QEMU's clock at STOP, 0: runs */
     Durations pauses;  /* of the local guest, STOP to RESUME */
+    Durations disks;   /* their part: barrier (primary), checkpoint (secondary) */
     Durations commits; /* REQUEST to COMMITTED: how long the output waits beyond its epoch */
     gint64 commit_ns;
     GateFigures figures;
@@ -172,6 +173,7 @@ extern const GateHandlers daemon_gate_handlers;
 void daemon_checkpoints_init(Daemon *d);
 void daemon_checkpoint(Daemon *d, CheckpointCause cause);
 void daemon_checkpoints_end(Daemon *d, const char *why);
+void daemon_checkpoints_disks_took(Daemon *d, gint64 ns);
 void daemon_vm_stopped(Vm *vm, gint64 timestamp_us, gpointer user_data);
 void daemon_vm_resumed(Vm *vm, gint64 timestamp_us, gpointer user_data);
 GateConfig daemon_gate_config(const Daemon *d);

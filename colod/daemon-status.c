@@ -174,6 +174,8 @@ checkpoint_status(const Daemon *d)
     add_string(object, "step", d->gate ? gate_step_name(gate_step(d->gate)) : "none");
     json_object_object_add(object, "pause_us", durations_status(&c->pauses));
     json_object_object_add(object, "commit_us", durations_status(&c->commits));
+    if (d->facts.has_disks)
+        json_object_object_add(object, "disk_us", durations_status(&c->disks));
     add_int(object, "bytes_last", (gint64)c->figures.bytes);
     add_int(object, "pages_last", (gint64)c->figures.pages);
     json_object_object_add(object, "by_cause", causes);

@@ -11,6 +11,14 @@
  *   db-check MODE         integrity check, and all rows: `ok COUNT`
  *   fill FILE KIB         writes so much of pseudo-random bytes, without a flush
  *   sync                  flushes everything
+ *   unmount               the file system of /disk, for loads on the device
+ *   load KIND BYTES THREADS MS SPAN_MIB SEED
+ *                         requests of BYTES in the first SPAN_MIB of the device, which must not be
+ *                         mounted: `ok COUNT US P50_US P99_US MAX_US` (guest-load.c). KIND:
+ *                         randwrite, randsync (each flushed), write, randread, read
+ *   blocks COUNT BYTES    writes so many from the front of the device on; answers before, so that
+ *                         two guests say the same at the same time
+ *   scatter COUNT BYTES   the same anywhere; answers when it is done
  *
  * A record tells its number and carries a checksum, so that one that is old, torn or at the wrong
  * place shows.
@@ -24,11 +32,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <sqlite3.h>
+
+#include "guest-load.h"
 
 enum {
     BUSY_MS = 10000,
@@ -182,6 +193,15 @@ fill(const char *name, uint64_t kib, char *answer)
     snprintf(answer, LINE_BYTES, "ok %llu", (unsigned long long)kib);
 }
 
+static void
+unmount(char *answer)
+{
+    if (umount("/disk") < 0)
+        snprintf(answer, LINE_BYTES, "error /disk: %s", strerror(errno));
+    else
+        snprintf(answer, LINE_BYTES, "ok");
+}
+
 /* --- Data base --- */
 
 static const char *
@@ -275,7 +295,7 @@ static void
 run_command(const char *line, char *answer)
 {
     char name[NAME_BYTES];
-    unsigned long long number;
+    unsigned long long number, bytes;
 
     if (sscanf(line, "put %31[a-z0-9] %llu", name, &number) == 2) {
         put(name, number, answer);
@@ -287,6 +307,18 @@ run_command(const char *line, char *answer)
         check_db(name, answer);
     } else if (sscanf(line, "fill %31[a-z0-9] %llu", name, &number) == 2) {
         fill(name, number, answer);
+    } else if (strcmp(line, "unmount") == 0) {
+        unmount(answer);
+    } else if (sscanf(line, "blocks %llu %llu", &number, &bytes) == 2) {
+        if (fork() == 0) {
+            guest_write_blocks(number, bytes, false, answer, LINE_BYTES - 1);
+            _exit(0);
+        }
+        snprintf(answer, LINE_BYTES, "ok");
+    } else if (sscanf(line, "scatter %llu %llu", &number, &bytes) == 2) {
+        guest_write_blocks(number, bytes, true, answer, LINE_BYTES - 1);
+    } else if (strncmp(line, "load ", 5) == 0) {
+        guest_load(line + 5, answer, LINE_BYTES - 1);
     } else if (strcmp(line, "sync") == 0) {
         sync();
         snprintf(answer, LINE_BYTES, "ok");

@@ -296,8 +296,14 @@ class QemuChain:
             "-kernel", f"{settings.guest}/vmlinuz", "-initrd", f"{settings.guest}/initrd", "-append", append,
             "-netdev", "tap,id=nic0,ifname=tap0,script=no,downscript=no,vhost=off",
             "-device", f"virtio-net-pci,netdev=nic0,mac={topology.GUEST_MAC}",
-            "-qmp", f"unix:{self.path(host)}.qmp,server=on,wait=off", *options])
+            "-qmp", f"unix:{self.path(host)}.qmp,server=on,wait=off", *self.disk_options(host), *options])
         self.qmp[host] = Qmp(f"{self.path(host)}.qmp")
+
+    def disk_options(self, _host):
+        return []
+
+    def join_disks(self):
+        """The primary stands, the secondary's QEMU waits for it."""
 
     def protect(self):
         primary = self.qmp["a"]
@@ -309,6 +315,7 @@ class QemuChain:
         for qmp in self.qmp.values():
             qmp.call("migrate-set-capabilities", capabilities=[
                 {"capability": name, "state": True} for name in ("return-path", "x-colo")])
+        self.join_disks()
         incoming = self.path("incoming" if self.compare_program else "migration")
         self.qmp["b"].call("migrate-incoming", uri=f"unix:{incoming}")
         wait_until(lambda: os.path.exists(incoming), 10, "the secondary listens")
