@@ -106,18 +106,7 @@ begin(Forward *forward)
 int
 forward_read_disk(const Forward *forward, uint8_t *buf, uint64_t len, uint64_t offset)
 {
-    uint64_t done = 0;
-
-    while (done < len) {
-        ssize_t n = pread(forward->disk_fd, buf + done, len - done, (off_t)(offset + done));
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        done += (uint64_t)n;
-    }
-    return 0;
+    return store_read(forward->store, buf, len, offset);
 }
 
 static bool

@@ -240,23 +240,18 @@ store_file_open(const char *path, GError **error)
     return store_of(fd_steal(&fd), size, is_device);
 }
 
-int
-store_open_readonly(const char *path, uint64_t *ret_size_bytes, GError **error)
+Store *
+store_file_open_readonly(const char *path, GError **error)
 {
     auto_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
     bool is_device;
 
-    if (fd < 0) {
-        (void)fail(path, "open it", error);
-        return -1;
-    }
+    if (fd < 0)
+        return fail(path, "open it", error);
 
     uint64_t size = size_of(fd, path, &is_device, error);
 
-    if (size == 0)
-        return -1;
-    *ret_size_bytes = size;
-    return fd_steal(&fd);
+    return size > 0 ? store_of(fd_steal(&fd), size, is_device) : NULL;
 }
 
 Store *

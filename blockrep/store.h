@@ -92,8 +92,8 @@ store_has(const Store *store, uint64_t len, uint64_t offset)
  */
 Store *store_file_open(const char *path, GError **error);
 
-/** The same, to read, beside whoever has it: a descriptor that the caller owns; -1 and @error. */
-int store_open_readonly(const char *path, uint64_t *ret_size_bytes, GError **error);
+/** The same, to read, beside whoever has it. */
+Store *store_file_open_readonly(const char *path, GError **error);
 
 /**
  * A sparse file of our own of @size_bytes, made anew and empty: @keep false; or as it was found:
