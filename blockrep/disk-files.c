@@ -3,6 +3,7 @@
 #include "disk-meta.h"
 #include "disk-private.h"
 
+#include "clock.h"
 #include "fd.h"
 
 #include <arpa/inet.h>
@@ -78,17 +79,23 @@ overlay_dir(const Disk *disk)
 
 /* --- Standing --- */
 
+/* An export is asked until it has answered once: whether its server lives shows when the disk is
+ * used, and the loop must not wait for it each time. */
 static int64_t
-image_size(const Disk *disk, GError **error)
+image_size(Disk *disk, GError **error)
 {
-    auto_fd int fd = open(disk->config.image, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    off_t size = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+    g_autoptr(GError) local = NULL;
+    int64_t size = disk->size_bytes;
 
-    if (size > 0)
-        return size;
-    g_set_error(error, DISK_ERROR, DISK_ERROR_REFUSED, "%s: %s: %s", disk->config.name,
-                disk->config.image, size < 0 ? g_strerror(errno) : "is empty");
-    return -1;
+    if (size < 0)
+        size = image_size_bytes(disk->config.image, clock_now_ns() + DISK_ASK_SIZE_MS * NS_PER_MS,
+                                &local);
+    if (size > 0 && disk->is_nbd)
+        disk->size_bytes = size;
+    if (size < 0)
+        g_set_error(error, DISK_ERROR, DISK_ERROR_REFUSED, "%s: %s: %s", disk->config.name,
+                    disk->config.image, local->message);
+    return size;
 }
 
 static const char *
@@ -104,7 +111,7 @@ why_not(const DiskMeta *meta)
 }
 
 void
-disk_standing(const Disk *disk, DiskStanding *ret_standing)
+disk_standing(Disk *disk, DiskStanding *ret_standing)
 {
     g_autofree char *path = state_path(disk, "meta");
     g_autoptr(GError) error = NULL;
@@ -229,7 +236,7 @@ listen_unix(const Disk *disk, PluginKind kind, GError **error)
 gboolean
 disk_plugin_prepare(Plugin *plugin, GError **error)
 {
-    const Disk *disk = plugin->disk;
+    Disk *disk = plugin->disk;
     g_autofree char *overlays = overlay_dir(disk);
 
     if (image_size(disk, error) < 0)

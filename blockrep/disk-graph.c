@@ -58,10 +58,29 @@ is_block_device(const Disk *disk)
 }
 
 static json_object *
+nbd_node_at(const Disk *disk, const char *suffix, const char *path, const char *export)
+{
+    json_object *object = node(disk, "nbd", suffix);
+    json_object *server = json_object_new_object();
+
+    add_string(server, "type", "unix");
+    add_string(server, "path", path);
+    json_object_object_add(object, "server", server);
+    add_string(object, "export", export);
+    add_string(object, "discard", "unmap");
+    return object;
+}
+
+/* An export that ends is a disk that fails: whoever came in its place would lack what was not
+ * flushed, so QEMU does not wait for it. */
+static json_object *
 file_node(const Disk *disk)
 {
-    json_object *object = node(disk, is_block_device(disk) ? "host_device" : "file", "-file");
+    json_object *object;
 
+    if (disk->is_nbd)
+        return nbd_node_at(disk, "-file", disk->nbd.socket_path, disk->nbd.export_name);
+    object = node(disk, is_block_device(disk) ? "host_device" : "file", "-file");
     add_string(object, "filename", disk->config.image);
     add_string(object, "aio", g_str_equal(disk->config.cache, "none") ? "native" : "threads");
     add_string(object, "discard", "unmap");
@@ -72,16 +91,10 @@ file_node(const Disk *disk)
 static json_object *
 nbd_node(const Disk *disk, PluginKind kind, const char *suffix, const char *export)
 {
-    json_object *object = node(disk, "nbd", suffix);
-    json_object *server = json_object_new_object();
     g_autofree char *path = disk_socket_path(disk, kind);
+    json_object *object = nbd_node_at(disk, suffix, path, export);
 
-    add_string(server, "type", "unix");
-    add_string(server, "path", path);
-    json_object_object_add(object, "server", server);
-    add_string(object, "export", export);
     json_object_object_add(object, "reconnect-delay", json_object_new_int(RECONNECT_DELAY_S));
-    add_string(object, "discard", "unmap");
     return object;
 }
 

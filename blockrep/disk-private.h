@@ -4,6 +4,7 @@
 
 #include "disk-process.h"
 #include "disk.h"
+#include "image.h"
 
 #include <stdbool.h>
 
@@ -29,8 +30,9 @@ typedef struct Plugin {
 } Plugin;
 
 enum {
-    DISK_START_MS = 15000, /* nbdkit's start on a loaded host; a commit's record is read */
-    DISK_END_MS = 3000,    /* after `quit`: the plugin cuts its clients off after one second */
+    DISK_START_MS = 15000,  /* nbdkit's start on a loaded host; a commit's record is read */
+    DISK_ASK_SIZE_MS = 500, /* for the size of an image that is an export on this host */
+    DISK_END_MS = 3000,     /* after `quit`: the plugin cuts its clients off after one second */
 };
 
 typedef struct Op Op;
@@ -65,8 +67,10 @@ struct Disk {
     gpointer user_data;
     GMainContext *context;
     Plugin plugins[PLUGIN_COUNT];
-    GQueue ops; /* Op */
-    uint64_t size_bytes;
+    GQueue ops;  /* Op */
+    bool is_nbd; /* the image is an export, which is asked for its size once */
+    ImageNbd nbd;
+    int64_t size_bytes;        /* of an export; -1: not known yet */
     bool running;              /* started or adopted: a death is a fault */
     uint64_t alone_generation; /* what the forwarder marks for; 0: it is idle */
     bool wants_synced;

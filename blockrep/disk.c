@@ -685,6 +685,8 @@ disk_new(const DiskConfig *config, const DiskHandlers *handlers, gpointer user_d
     disk->user_data = user_data;
     disk->context = g_main_context_ref_thread_default();
     g_queue_init(&disk->ops);
+    disk->size_bytes = -1;
+    disk->is_nbd = image_is_nbd(config->image) && image_nbd_parse(config->image, &disk->nbd, NULL);
     for (int i = 0; i < PLUGIN_COUNT; i++)
         disk->plugins[i] = (Plugin){.disk = disk, .kind = (PluginKind)i, .fds = {-1, -1}};
     return disk;
@@ -712,6 +714,7 @@ disk_free(Disk *disk)
         g_free(disk->plugins[i].fault);
     }
     g_queue_clear_full(&disk->ops, forget_op);
+    image_nbd_clear(&disk->nbd);
     g_main_context_unref(disk->context);
     g_free(disk);
 }

@@ -27,10 +27,11 @@ typedef enum DiskError {
     DISK_ERROR_QMP,
 } DiskError;
 
-/* Borrowed strings must outlive the disk. Paths are absolute. */
+/* Borrowed strings must outlive the disk. Paths are absolute. What is asked of
+ * an image that is an export blocks for half a second at most, and only until it was answered. */
 typedef struct DiskConfig {
     const char *name;           /* "disk0": names sockets, nodes, files */
-    const char *image;          /* raw file or block device, the same size on both hosts */
+    const char *image;          /* of the same size on both hosts: image.h */
     const char *device;         /* QEMU's device model: virtio-blk-pci, scsi-hd, ide-hd, nvme */
     const char *cache;          /* "none" or "writeback": of the local image in QEMU */
     const char *run_dir;        /* sockets */
@@ -78,7 +79,7 @@ typedef struct DiskStanding {
     uint64_t generation;
     char *reason; /* why the VM must not start from it, or NULL; owned */
 } DiskStanding;
-void disk_standing(const Disk *disk, DiskStanding *ret_standing);
+void disk_standing(Disk *disk, DiskStanding *ret_standing);
 void disk_standing_clear(DiskStanding *standing);
 
 /**

@@ -109,19 +109,8 @@ begin(Forward *forward)
 int
 forward_read_disk(Forward *forward, uint8_t *buf, uint64_t len, uint64_t offset)
 {
-    uint64_t done = 0;
-
     forward->has_read = true; /* the thread's own, as is who looks at it */
-    while (done < len) {
-        ssize_t n = pread(forward->disk_fd, buf + done, len - done, (off_t)(offset + done));
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        done += (uint64_t)n;
-    }
-    return 0;
+    return store_read(forward->store, buf, len, offset);
 }
 
 static bool
@@ -197,7 +186,7 @@ forget_disk(Forward *forward)
         return;
     forward->has_read = false;
     forward_unlock(forward);
-    store_forget_fd(forward->disk_fd);
+    store_forget(forward->store);
     forward_lock(forward);
 }
 
@@ -225,8 +214,8 @@ copy_one(Forward *forward, Digests *digests, CopyJob *job)
     bool compare = forward->compare, is_equal = false;
 
     forward_unlock(forward);
-    store_prefetch_fd(forward->disk_fd, job->chunk,
-                      (1 + MIN(job->n_following, PREFETCH_CHUNKS)) * CHUNK_BYTES);
+    store_prefetch(forward->store, job->chunk,
+                   (1 + MIN(job->n_following, PREFETCH_CHUNKS)) * CHUNK_BYTES);
 
     int r = forward_read_disk(forward, job->buf, job->len, job->chunk);
 

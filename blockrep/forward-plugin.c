@@ -8,6 +8,7 @@
 #include "plugin-quit.h"
 
 #include "clock.h"
+#include "image.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -46,7 +47,8 @@ static Plugin plugin = {.limit_bytes = FORWARD_DEFAULT_LIMIT_BYTES,
 static int
 set_path(char **path, const char *value)
 {
-    char *absolute = nbdkit_absolute_path(value); /* nbdkit changes its folder later */
+    /* nbdkit changes its folder later. */
+    char *absolute = image_is_nbd(value) ? strdup(value) : nbdkit_absolute_path(value);
 
     free(*path);
     *path = absolute;

@@ -28,6 +28,7 @@
 #include "journal.h"
 #include "nbd-peer.h"
 #include "sector-mask.h"
+#include "store.h"
 #include "verify.h"
 
 #include <pthread.h>
@@ -85,7 +86,7 @@ typedef struct Digests Digests; /* the copy's thread's: the peer's, and the conn
 
 struct Forward {
     uint64_t size_bytes;
-    int disk_fd;
+    Store *store; /* of the disk, to read */
     char *disk, *meta_path, *run_dir, *tls_ca, *tls_cert, *tls_key;
     int64_t request_timeout_ns;
     Journal *journal;

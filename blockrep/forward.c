@@ -6,7 +6,7 @@
 #include "forward-private.h"
 
 #include "fd.h"
-#include "store.h"
+#include "store-nbd.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -53,9 +53,11 @@ init_sets(Forward *forward)
 static gboolean
 open_files(Forward *forward, const ForwardConfig *config, GError **error)
 {
-    forward->disk_fd = store_open_readonly(config->disk, &forward->size_bytes, error);
-    if (forward->disk_fd < 0 ||
-        !disk_meta_load(config->metadata, forward->size_bytes, &forward->meta, error))
+    forward->store = store_open(config->disk, STORE_READ, error);
+    if (!forward->store)
+        return FALSE;
+    forward->size_bytes = forward->store->size_bytes;
+    if (!disk_meta_load(config->metadata, forward->size_bytes, &forward->meta, error))
         return FALSE;
     forward->map = dirty_map_open(config->map, forward->size_bytes, error);
     if (!forward->map)
@@ -74,7 +76,7 @@ forward_new(const ForwardConfig *config, GError **error)
 {
     Forward *forward = g_new0(Forward, 1);
 
-    forward->disk_fd = forward->wake_fd = forward->stop_fd = -1;
+    forward->wake_fd = forward->stop_fd = -1;
     forward->disk = g_strdup(config->disk);
     forward->meta_path = g_strdup(config->metadata);
     forward->run_dir = g_strdup(config->run_dir);
@@ -130,11 +132,11 @@ forward_free(Forward *forward)
     forward_queue_free(forward->queue);
     /* Who closes the map says with it that the disk has what it does not mark; also one that was
      * found armed, whoever armed it. */
-    if (forward->map && dirty_map_is_armed(forward->map) && fdatasync(forward->disk_fd) < 0)
+    if (forward->map && dirty_map_is_armed(forward->map) && store_flush(forward->store) < 0)
         dirty_map_distrust(forward->map);
     dirty_map_free(forward->map);
     journal_free(forward->journal);
-    fd_clear(&forward->disk_fd);
+    store_free(forward->store);
     fd_clear(&forward->wake_fd);
     fd_clear(&forward->stop_fd);
     (void)pthread_cond_destroy(&forward->room);

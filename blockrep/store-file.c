@@ -114,22 +114,16 @@ file_zero(Store *store, uint64_t len, uint64_t offset, bool unmap)
     return write_zeros(store, len, offset);
 }
 
-void
-store_prefetch_fd(int fd, uint64_t offset, uint64_t len)
-{
-    (void)posix_fadvise(fd, (off_t)offset, (off_t)len, POSIX_FADV_WILLNEED);
-}
-
-void
-store_forget_fd(int fd)
-{
-    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-}
-
 static void
 file_prefetch(Store *store, uint64_t offset, uint64_t len)
 {
-    store_prefetch_fd(fd_of(store), offset, len);
+    (void)posix_fadvise(fd_of(store), (off_t)offset, (off_t)len, POSIX_FADV_WILLNEED);
+}
+
+static void
+file_forget(Store *store)
+{
+    (void)posix_fadvise(fd_of(store), 0, 0, POSIX_FADV_DONTNEED);
 }
 
 static int
@@ -187,6 +181,7 @@ static const StoreOps file_ops = {
     .flush = file_flush,
     .extent = file_extent,
     .prefetch = file_prefetch,
+    .forget = file_forget,
     .discard_all = file_discard_all,
     .free = file_free,
 };
@@ -269,24 +264,21 @@ store_file_open(const char *path, GError **error)
     return store_of(fd_steal(&fd), size, is_device);
 }
 
-int
-store_open_readonly(const char *path, uint64_t *ret_size_bytes, GError **error)
+Store *
+store_file_open_readonly(const char *path, GError **error)
 {
     auto_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
     bool is_device;
 
-    if (fd < 0) {
-        (void)fail(path, "open it", error);
-        return -1;
-    }
+    if (fd < 0)
+        return fail(path, "open it", error);
 
     uint64_t size = size_of(fd, path, &is_device, error);
 
     if (size == 0)
-        return -1;
+        return NULL;
     do_not_read_ahead(fd);
-    *ret_size_bytes = size;
-    return fd_steal(&fd);
+    return store_of(fd_steal(&fd), size, is_device);
 }
 
 Store *

@@ -25,6 +25,8 @@ typedef struct StoreOps {
     int (*extent)(Store *store, uint64_t offset, uint64_t len, uint64_t *ret_len, bool *ret_hole);
     /* The range will be read soon, in pieces. NULL: it is as quick without. */
     void (*prefetch)(Store *store, uint64_t offset, uint64_t len);
+    /* Nothing will be read for a while: a cache may forget it. NULL: there is none. */
+    void (*forget)(Store *store);
     /* Gives all space back; the content is undefined afterwards. */
     int (*discard_all)(Store *store);
     void (*free)(Store *store);
@@ -73,6 +75,13 @@ store_prefetch(Store *store, uint64_t offset, uint64_t len)
         store->ops->prefetch(store, offset, len);
 }
 
+static inline void
+store_forget(Store *store)
+{
+    if (store->ops->forget)
+        store->ops->forget(store);
+}
+
 static inline int
 store_discard_all(Store *store)
 {
@@ -101,12 +110,8 @@ store_has(const Store *store, uint64_t len, uint64_t offset)
  */
 Store *store_file_open(const char *path, GError **error);
 
-/** The same, to read, beside whoever has it: a descriptor that the caller owns; -1 and @error. */
-int store_open_readonly(const char *path, uint64_t *ret_size_bytes, GError **error);
-/** Its range will be read soon, in pieces. */
-void store_prefetch_fd(int fd, uint64_t offset, uint64_t len);
-/** Nothing of it will be read for a while: the page cache may forget it. */
-void store_forget_fd(int fd);
+/** The same, to read, beside whoever has it. */
+Store *store_file_open_readonly(const char *path, GError **error);
 
 /**
  * A sparse file of our own of @size_bytes, made anew and empty: @keep false; or as it was found:

@@ -2,6 +2,8 @@
 /* target-open.c - a target made of its parts, or of files */
 #include "target-open.h"
 
+#include "store-nbd.h"
+
 #include <gio/gio.h>
 #include <glib/gstdio.h>
 #include <string.h>
@@ -150,7 +152,7 @@ target_open(const TargetConfig *config, GError **error)
     }
 
     /* The disk first: its lock keeps another process from all that follows. */
-    g_autoptr(Store) disk = store_file_open(config->disk, error);
+    g_autoptr(Store) disk = store_open(config->disk, STORE_WRITE, error);
 
     if (!disk || !disk_meta_load(config->metadata, disk->size_bytes, &meta, error))
         return NULL;

@@ -14,6 +14,8 @@
 #include "target-exports.h"
 #include "target-open.h"
 
+#include "image.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -48,7 +50,8 @@ static Plugin plugin = {.limit_bytes = TARGET_DEFAULT_LIMIT_BYTES};
 static int
 set_path(char **path, const char *value)
 {
-    char *absolute = nbdkit_absolute_path(value); /* nbdkit changes its folder later */
+    /* nbdkit changes its folder later. */
+    char *absolute = image_is_nbd(value) ? strdup(value) : nbdkit_absolute_path(value);
 
     free(*path);
     *path = absolute;

@@ -2,6 +2,8 @@
 /* config-keys.c - the table of configuration keys and the reading of one value */
 #include "config-keys.h"
 
+#include "image.h"
+
 #include <arpa/inet.h>
 #include <assert.h>
 #include <net/if.h>
@@ -64,8 +66,8 @@ const ConfigKey config_keys[] = {
      .min = 1, .max = CONFIG_MAX_QUEUES,
      .doc = "the NIC's queues, the same on both hosts (virtio-net-pci on a tap)"},
 
-    {CONFIG_GROUP_DISK, "image", CONFIG_TYPE_PATH, DISK_MEMBER(image), .required = true,
-     .doc = "the raw file or block device, of the same size on both hosts"},
+    {CONFIG_GROUP_DISK, "image", CONFIG_TYPE_IMAGE, DISK_MEMBER(image), .required = true,
+     .doc = "the raw file, block device or NBD export, of the same size on both hosts"},
     {CONFIG_GROUP_DISK, "device", CONFIG_TYPE_CHOICE, DISK_MEMBER(device),
      .standard = "virtio-blk-pci", .choices = devices, .doc = "QEMU's device model"},
     {CONFIG_GROUP_DISK, "cache", CONFIG_TYPE_CHOICE, DISK_MEMBER(cache), .standard = "none",
@@ -217,6 +219,19 @@ parse_path(const char *text, void *field)
     if (!g_path_is_absolute(text))
         return g_strdup_printf("'%s' is no absolute path; write it from the root, as in /etc/...",
                                text);
+    return put_string(field, text);
+}
+
+static char *
+parse_image(const char *text, void *field)
+{
+    g_autoptr(GError) error = NULL;
+    g_auto(ImageNbd) nbd = {0};
+
+    if (!image_is_nbd(text))
+        return parse_path(text, field);
+    if (!image_nbd_parse(text, &nbd, &error))
+        return g_strdup_printf("'%s': %s", text, error->message);
     return put_string(field, text);
 }
 
@@ -399,6 +414,8 @@ config_key_parse(const ConfigKey *key, const char *text, void *target)
         return put_string(field, text);
     case CONFIG_TYPE_PATH:
         return parse_path(text, field);
+    case CONFIG_TYPE_IMAGE:
+        return parse_image(text, field);
     case CONFIG_TYPE_UUID:
         return parse_uuid(text, field);
     case CONFIG_TYPE_HOST:

@@ -9,6 +9,7 @@
 typedef enum ConfigType {
     CONFIG_TYPE_STRING,  /* char *: any text without control characters */
     CONFIG_TYPE_PATH,    /* char *: absolute path */
+    CONFIG_TYPE_IMAGE,   /* char *: absolute path, or the URI of an NBD export */
     CONFIG_TYPE_UUID,    /* char *: lower-cased */
     CONFIG_TYPE_HOST,    /* char *: DNS name, at most 63 bytes */
     CONFIG_TYPE_PLACE,   /* char *: numeric address or DNS name */

@@ -187,6 +187,9 @@ START_TEST(err_disks_that_do_not_go_together)
 {
     assert_more_refused("[disk0]\n", CONFIG_ERROR_VALUE, 14,
                         "[disk0] image: is missing; add image=");
+    assert_more_refused("[disk0]\nimage=nbd://host/disk\n", CONFIG_ERROR_VALUE, 15,
+                        "write it as in nbd+unix:///EXPORT?socket=/PATH");
+    assert_more_refused("[disk0]\nimage=disk.raw\n", CONFIG_ERROR_VALUE, 15, "no absolute path");
     assert_more_refused("[disk8]\nimage=/a\n", CONFIG_ERROR_UNKNOWN, 14,
                         "number the disks from disk0 to disk7");
     assert_more_refused("[disk1]\nimage=/a\n", CONFIG_ERROR_VALUE, 14, "without gaps");
