@@ -11,6 +11,7 @@ from .util import LabError
 VM = "lab"
 PEER_PORT = 7700
 MODES = ("buffered", "lockstep")
+QMP_SOCKET = "test-qmp.sock"  # relative, as both hosts' arguments must be the same: colod and QEMU run in the host's directory
 
 CONFIG = """\
 [vm]
@@ -23,7 +24,7 @@ cpus={cpus}
 kernel={guest}/vmlinuz
 initrd={guest}/initrd
 append={append}
-[nic0]
+{extra}[nic0]
 mac={mac}
 bridge=br-lan
 model=virtio-net-pci
@@ -63,6 +64,8 @@ class Settings:
     sync_mib: int = 0  # MiB/s; 0: no limit
     cpus: int = 1
     queues: int = 1
+    qmp: bool = False  # a second QMP socket for each QEMU, in its host's directory
+    clock: bool = False  # hosts whose clocks can jump
     build: str = ""
     uuid: str = ""
     qemu: str = ""
@@ -100,6 +103,7 @@ class Settings:
         return CONFIG.format(
             uuid=self.uuid, qemu=self.qemu, memory_mib=self.memory_mib, guest=self.guest, append=append,
             mac=topology.GUEST_MAC, port=self.port, cpus=self.cpus, queues=self.queues, mode=self.mode, host=host,
+            extra=f"extra-args=-qmp;unix:{QMP_SOCKET},server=on,wait=off\n" if self.qmp else "",
             interval=f"[checkpoint]\ninterval-ms={self.interval_ms}\n" if self.interval_ms else "",
             role="primary" if host == "a" else "secondary", peer=peer,
             address=topology.PEER_ADDRESS[host], peer_address=topology.PEER_ADDRESS[peer],

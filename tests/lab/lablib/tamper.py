@@ -80,6 +80,7 @@ class Tamper(threading.Thread):
         super().__init__(daemon=True, name="tamper")
         self.lab = lab
         self.flows = {}  # port -> {host: payload bytes seen from it}
+        self.swallowed = set()  # flows of which nothing gets through
         self.order = None  # what to do to the next segment: (flow, from host, action)
         self.done_ns = 0
         self.failure = None
@@ -119,7 +120,9 @@ class Tamper(threading.Thread):
             except BlockingIOError:
                 return
             segment = Segment.of(frame)
-            if segment:
+            if segment and segment.flow in self.swallowed:
+                continue
+            if segment and PEER_PORT in segment.ports:  # the disks have ports of their own
                 self.flows.setdefault(segment.flow, dict.fromkeys(HOSTS, 0))[host] += segment.length
                 self._apply(host, segment)
             with contextlib.suppress(BlockingIOError):
@@ -152,6 +155,9 @@ class Tamper(threading.Thread):
         """
         primary = self.lab.primary()
 
+        if which == "least":
+            return self._pick_least()
+
         def amount(flow):
             seen = self.flows[flow]
             return sum(count for host, count in seen.items() if which != "frames" or host != primary)
@@ -161,6 +167,14 @@ class Tamper(threading.Thread):
             return known if len(known) >= 2 and amount(known[0]) > 1_000_000 else None
         flows = wait_until(found, 10, lambda: f"traffic on the peer link (seen: {self.flows})")
         return flows[1 if which == "control" else 0]
+
+    def _pick_least(self):
+        """The one with heartbeats and little else; all others carry more within some of their periods."""
+        def found():
+            known = {flow: min(seen.values()) for flow, seen in list(self.flows.items())}
+            return min(known, key=lambda flow: sum(self.flows[flow].values())) if len(known) > 1 and all(known.values()) else None
+        time.sleep(0.5)  # long enough for heartbeats, and for guests' frames
+        return wait_until(found, 10, lambda: f"heartbeats on the peer link (seen: {self.flows})")
 
     def strike(self, which, sender, how):
         """Does it to the next segment with data. how: flip or reset. Returns when it is done, in monotonic ns."""
