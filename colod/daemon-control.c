@@ -227,7 +227,7 @@ command_verify(Daemon *d, ControlRequest *request, json_object *arguments G_GNUC
     daemon_disks_verify(d, request);
 }
 
-/* A point of a failover, or of any other way of the state machine. */
+/* A point of a failover, or of any other way of the state machine; `boot` is nowhere. */
 static void
 stall_at_state(Daemon *d, ControlRequest *request, const char *name)
 {
@@ -235,8 +235,8 @@ stall_at_state(Daemon *d, ControlRequest *request, const char *name)
 
     if (!d->config->test_hooks) {
         control_request_fail(request, "refused", "set hooks=true in [test] first");
-    } else if (state == PAIR_N_STATES || state == PAIR_BOOT) {
-        control_request_fail(request, "usage", "no state that can be entered: \"%s\"",
+    } else if (state == PAIR_N_STATES) {
+        control_request_fail(request, "usage", "no such state: \"%s\"",
                              name != NULL ? name : "");
     } else {
         d->stall_state = state;

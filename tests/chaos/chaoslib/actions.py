@@ -13,10 +13,11 @@ from lablib.qmp import Qmp
 from lablib.settings import QMP_SOCKET
 from lablib.util import LabError, wait_until
 
-from .cast import Cast
+from .cast import Cast, other_of
 from .links import Links
 from .streams import make_oracles
 
+SURE_S = 0.25
 SLICE_S = 0.1  # of a slow QEMU's standing and running
 
 
@@ -103,8 +104,15 @@ class Performer:
 
     # Processes
 
+    def _is_there(self, name, part):
+        """What is gone already, by the fault before, needs no other one."""
+        host = self.lab.host(name)
+        return bool({"qemu": host.qemus, "colod": host.colod, "host": host.everything}.get(part, host.plugins)())
+
     def do_kill(self, step, host, part):
         name = self.resolve(host, struck=True)
+        if not self._is_there(name, part):
+            return
         if part == "host":
             self.links.check_free("kill host")
         if part in ("colod", "qemu", "host"):
@@ -115,17 +123,22 @@ class Performer:
         name = self.resolve(host, struck=True)
         if part == "host":
             self.links.check_free("freeze host")
+        if not self._is_there(name, part):
+            return
         self.lab.freeze(name, part)
         self.frozen.add((name, part))
 
     def do_thaw(self, step, host, part):
         name = self.resolve(host)
         self.frozen.discard((name, part))
-        self.lab.thaw(name, part)
+        if self._is_there(name, part):
+            self.lab.thaw(name, part)
 
     def do_start(self, step, host):
         self.links.check_free("start")
-        self.lab.start(self.resolve(host))
+        name = self.resolve(host)
+        self.frozen = {(who, what) for who, what in self.frozen if who != name}
+        self.lab.start(name)
 
     def do_stop(self, step, host):
         self.lab.stop(self.resolve(host, struck=True))
@@ -209,7 +222,10 @@ class Performer:
         self._qmp(self.resolve(host)).wait_event(event, step.within)
 
     def do_colo(self, step, host, command):
-        self.lab.host(self.resolve(host)).call(command, timeout=step.within)
+        name = self.resolve(host)
+        if command == "failover":
+            self.cast.struck = other_of(name)
+        self.lab.host(name).call(command, timeout=step.within)
 
     def do_refused(self, step, host, command, text):
         try:
@@ -251,9 +267,20 @@ class Performer:
         with open(f"/proc/{colod.pid}/stat", encoding="ascii", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0] == "T"
 
+    def _lone(self):
+        """Who goes on while the other one has no VM any more."""
+        states = self.lab.states()
+        for name in states:
+            if states[name] == "alone" and states[other_of(name)] in (None, "idle", "off"):
+                return name
+        return None
+
     def do_wait(self, step, host, condition):
+        if host == "pair" and condition[0] == "alone":
+            self.cast.struck = other_of(wait_until(self._lone, step.within, lambda: f"one goes on alone; {self.lab.describe()}"))
+            return
         if host == "pair":
-            self.lab.wait_protected(None, step.within)
+            wait_settled(self.lab, step.within)
             return
         name = self.resolve(host)
         wait_until(lambda: self.holds(name, condition), step.within,
@@ -293,7 +320,16 @@ class Performer:
     def do_pause(self, step, seconds):
         time.sleep(seconds)
 
-    def reset(self):
+    def _go_on(self, host):
+        """Also if a state where it is to stand still is not reached yet, or just now."""
+        for _ in range(2):
+            if host.colod() and self._stands_still(host):
+                host.colod().kill(signal.SIGCONT)
+            if host.colod():
+                with contextlib.suppress(LabError):
+                    host.call("test-stall", timeout=2, state="boot")
+
+    def do_mend(self, step):
         """Nothing of ours is in the way any more; who is dead is started."""
         self.do_heal(None)
         for name, part in list(self.frozen):
@@ -303,10 +339,19 @@ class Performer:
         for name, host in self.lab.hosts.items():
             for folder in ("images", "overlays"):
                 self.do_free_disk(None, name, folder)
-            if host.colod() and self._stands_still(host):
-                host.colod().kill(signal.SIGCONT)
+            self._go_on(host)
             if not host.colod():
                 self.lab.start(name)
+
+
+def wait_settled(lab, seconds):
+    """Protected, and still so a moment later: a fault of just now may not have been noticed yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        primary = lab.wait_protected(None, max(0.1, deadline - time.monotonic()))
+        time.sleep(SURE_S)
+        if lab.primary() == primary:
+            return primary
 
 
 def verify(lab, seconds):

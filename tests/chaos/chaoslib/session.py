@@ -8,7 +8,7 @@ from lablib.lab import Lab
 from lablib.settings import Settings
 from lablib.util import LabError, say
 
-from .actions import Performer
+from .actions import Performer, wait_settled
 from .audit import Audit
 from .watch import Watch
 
@@ -129,8 +129,8 @@ class Session:
     def _end(self, outcome, on_step):
         done = Done("(end: all healed, protected again)", time.monotonic(), 0, 0)
         try:
-            self.performer.reset()
-            self.lab.wait_protected(None, SETTLE_S)
+            self.performer.do_mend(None)
+            wait_settled(self.lab, SETTLE_S)
             done.wrong += self.audit.settled()
         except LabError as error:
             done.wrong.append(("end", str(error)))

@@ -110,9 +110,9 @@ def parse_condition(words):
     if word == "events":
         words.take("word", ("contain", "contains"))
         return ("events", words.rest("text"))
-    if word in ("gone", "stalled", "vm", "no-vm", "protected"):
+    if word in ("gone", "stalled", "vm", "no-vm", "protected", "alone"):
         return (word,)
-    raise ScenarioError(f"unknown condition '{word}': protected, state STATE[|STATE], status.KEY COMPARISON VALUE, "
+    raise ScenarioError(f"unknown condition '{word}': protected, alone (the pair), state STATE[|STATE], status.KEY COMPARISON VALUE, "
                         "events contain TEXT, stalled, gone, vm, no-vm")
 
 
@@ -167,8 +167,8 @@ def parse_lose(words):
 def parse_wait(words):
     host = words.host(("pair",))
     condition = parse_condition(words)
-    if (host == "pair") != (condition == ("protected",)):
-        raise ScenarioError("wait pair protected, or a host with another condition")
+    if (host == "pair") != (condition[0] in ("protected", "alone")):
+        raise ScenarioError("wait pair protected, wait pair alone, or a host with another condition")
     return {"host": host, "condition": condition}
 
 
@@ -232,6 +232,7 @@ VERBS = {
     "assert": ("HOST CONDITION, streams exact, disks equal", parse_assert, 30),
     "streams": ("stop|start", lambda words: {"what": words.take("word", ("stop", "start"))}, 60),
     "guest": ("COMMAND (a line to the guest's port 9)", lambda words: {"command": words.rest("command")}, 20),
+    "mend": ("(heals, thaws and starts whatever needs it)", lambda words: {}, 60),
     "pause": ("TIME (how long a fault lasts)", lambda words: {"seconds": seconds(words.take("time"))}, 600),
 }
 
