@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* guest-oracle.c - a pattern in the guest's memory that says whether it is intact, and HTTP bodies
- * that describe themselves
+/* guest-oracle.c - a memory pattern that tells whether it is intact, and HTTP bodies that say which
+ * they are
  *
  * Theory of operation
  *
  * TCP port 12, commands, one a line, one line of answer, `ok ...` or `error REASON`:
  *
  *   start MIB RATE    makes a pattern of so many MiB (1 to 64) and rewrites RATE of its pages each
- * second, one after the other, until `stop` or another `start`; the mark becomes 0 mark N reads the
- * whole pattern; if it is right the mark becomes N: `ok N` check             reads the whole
- * pattern: `ok mark N pages N` turn              `ok TURN NEXT`: how often it has been rewritten,
- * and which page is next break PAGE        spoils one word of that page (for the test of the test)
+ *                     second, one after the other, until `stop` or another `start`; the mark is 0
+ *   mark N            reads the whole pattern; if it is right and the mark is N - 1, the mark
+ *                     becomes N: `ok N`
+ *   check             reads the whole pattern: `ok mark N pages N`
+ *   turn              `ok TURN NEXT`: how often it has been rewritten, and which page is next
+ *   break PAGE        spoils one word of that page (for the test of the test)
  *   stop              frees it
  *
  * What a page holds follows from its number and its turn alone. The writer goes through the pages
@@ -204,8 +206,9 @@ rewrite_some(void)
 
 /* --- Commands --- */
 
+/* new_mark: 0 if the mark is only told. */
 static void
-check_pattern(uint64_t mark, bool set_mark, char *answer)
+check_pattern(uint64_t new_mark, char *answer)
 {
     uint64_t wrong;
 
@@ -217,9 +220,11 @@ check_pattern(uint64_t mark, bool set_mark, char *answer)
     if (wrong) {
         snprintf(answer, LINE_BYTES, "error %llu of %llu pages are wrong",
                  (unsigned long long)wrong, (unsigned long long)pattern.pages);
-    } else if (set_mark) {
-        pattern.mark = mark;
-        snprintf(answer, LINE_BYTES, "ok %llu", (unsigned long long)mark);
+    } else if (new_mark && new_mark != pattern.mark + 1) {
+        snprintf(answer, LINE_BYTES, "error the mark is %llu", (unsigned long long)pattern.mark);
+    } else if (new_mark) {
+        pattern.mark = new_mark;
+        snprintf(answer, LINE_BYTES, "ok %llu", (unsigned long long)new_mark);
     } else {
         snprintf(answer, LINE_BYTES, "ok mark %llu pages %llu", (unsigned long long)pattern.mark,
                  (unsigned long long)pattern.pages);
@@ -235,10 +240,10 @@ run_command(const char *line, char *answer)
     if (sscanf(line, "start %llu %llu", &a, &b) == 2) {
         refusal = start_pattern(a, b);
     } else if (sscanf(line, "mark %llu", &a) == 1) {
-        check_pattern(a, true, answer);
+        check_pattern(a, answer);
         return;
     } else if (strcmp(line, "check") == 0) {
-        check_pattern(0, false, answer);
+        check_pattern(0, answer);
         return;
     } else if (strcmp(line, "turn") == 0) {
         snprintf(answer, LINE_BYTES, "ok %llu %llu", (unsigned long long)pattern.turn,

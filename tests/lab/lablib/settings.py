@@ -21,7 +21,7 @@ accel=tcg
 memory-mib={memory_mib}
 cpus={cpus}
 kernel={guest}/vmlinuz
-initrd={guest}/initrd
+initrd={guest}/{initrd}
 append={append}
 [nic0]
 mac={mac}
@@ -63,6 +63,7 @@ class Settings:
     sync_mib: int = 0  # MiB/s; 0: no limit
     cpus: int = 1
     queues: int = 1
+    kv: bool = False  # a key-value store in the guest: 16 MiB more of its memory
     build: str = ""
     uuid: str = ""
     qemu: str = ""
@@ -99,6 +100,7 @@ class Settings:
             append = file.read().strip()
         return CONFIG.format(
             uuid=self.uuid, qemu=self.qemu, memory_mib=self.memory_mib, guest=self.guest, append=append,
+            initrd="initrd.kv" if self.kv else "initrd",
             mac=topology.GUEST_MAC, port=self.port, cpus=self.cpus, queues=self.queues, mode=self.mode, host=host,
             interval=f"[checkpoint]\ninterval-ms={self.interval_ms}\n" if self.interval_ms else "",
             role="primary" if host == "a" else "secondary", peer=peer,
