@@ -9,15 +9,16 @@ import threading
 import time
 
 from lablib.control import ControlError
+from lablib.oracles import Oracles
 from lablib.qmp import Qmp
 from lablib.settings import QMP_SOCKET
 from lablib.util import LabError, wait_until
 
 from .cast import Cast, other_of
 from .links import Links
-from .streams import make_oracles
 
 SURE_S = 0.25
+FLOW_S = 60
 SLICE_S = 0.1  # of a slow QEMU's standing and running
 
 
@@ -77,6 +78,7 @@ class Performer:
         self.frozen = set()  # (host, part)
         self.qmps = {}  # host -> (pid, Qmp)
         self.oracles = None
+        self.reports = []  # of oracles that have ended
         self.marks = {name: 0 for name in lab.hosts}  # events before the scenario
 
     def begin(self):
@@ -84,13 +86,23 @@ class Performer:
         self.marks = {name: len(host.events) for name, host in self.watch.hosts.items()}
 
     def start_streams(self):
-        self.oracles = make_oracles(self.lab, self.seed)
+        self.oracles = Oracles(self.lab, None, self.seed)
         self.oracles.start()
-        self.oracles.wait_flow(60)
+        self.oracles.wait_flow(FLOW_S)
 
     def stop_streams(self):
-        if self.oracles:
-            self.oracles.stop()
+        """The survivor is asked for the last time. What is wrong."""
+        oracles, self.oracles = self.oracles, None
+        wrong = oracles.stop() if oracles else []
+        if oracles:
+            self.reports.append(oracles.report())
+        return wrong
+
+    def abandon_streams(self):
+        oracles, self.oracles = self.oracles, None
+        if oracles:
+            oracles.abandon()
+            self.reports.append(oracles.report())
 
     def perform(self, step):
         getattr(self, f"do_{step.verb.replace('-', '_')}")(step, **{key.replace("from", "sender"): value
@@ -302,7 +314,7 @@ class Performer:
                 raise LabError(f"{name} is not {' '.join(map(str, condition))}: {self.describe(name, condition)}")
         elif condition[0] == "streams":
             self.oracles.wait_flow(step.within)
-            wrong = self.oracles.check()
+            wrong = self.oracles.after_failover()
             if wrong:
                 raise LabError("; ".join(wrong))
         else:
@@ -310,8 +322,10 @@ class Performer:
 
     def do_streams(self, step, what):
         if what == "stop":
-            self.stop_streams()
-        else:
+            wrong = self.stop_streams()
+            if wrong:
+                raise LabError("; ".join(wrong))
+        elif not self.oracles:
             self.start_streams()
 
     def do_guest(self, step, command):

@@ -80,7 +80,9 @@ class Record:
     def totals(self):
         sums = {key: sum(one[key] for one in self.sessions)
                 for key in ("failovers", "audits", "settled", "verified", "dual_active", "disk_differences")}
-        sums.update({what: sum(line[what] for line in self.oracles.values()) for what in COUNTS})
+        # Datagrams may be lost and may come twice: those are told in the oracle's own line.
+        sums.update({what: sum(line[what] for name, line in self.oracles.items()
+                               if name != "udp" or what not in ("lost", "duplicated")) for what in COUNTS})
         rss = [kib for one in self.sessions for _, _, _, kib in one["rss"]]
         return {**sums, "steps": len(self.steps), "seconds": round(time.monotonic() - self.start), "rss_max_kib": max(rss, default=0)}
 

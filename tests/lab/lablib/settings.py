@@ -22,7 +22,7 @@ accel=tcg
 memory-mib={memory_mib}
 cpus={cpus}
 kernel={guest}/vmlinuz
-initrd={guest}/initrd
+initrd={guest}/{initrd}
 append={append}
 {extra}[nic0]
 mac={mac}
@@ -66,6 +66,7 @@ class Settings:
     queues: int = 1
     qmp: bool = False  # a second QMP socket for each QEMU, in its host's directory
     clock: bool = False  # hosts whose clocks can jump
+    kv: bool = False  # a key-value store in the guest: 16 MiB more of its memory
     build: str = ""
     uuid: str = ""
     qemu: str = ""
@@ -102,6 +103,7 @@ class Settings:
             append = file.read().strip()
         return CONFIG.format(
             uuid=self.uuid, qemu=self.qemu, memory_mib=self.memory_mib, guest=self.guest, append=append,
+            initrd="initrd.kv" if self.kv else "initrd",
             mac=topology.GUEST_MAC, port=self.port, cpus=self.cpus, queues=self.queues, mode=self.mode, host=host,
             extra=f"extra-args=-qmp;unix:{QMP_SOCKET},server=on,wait=off\n" if self.qmp else "",
             interval=f"[checkpoint]\ninterval-ms={self.interval_ms}\n" if self.interval_ms else "",
