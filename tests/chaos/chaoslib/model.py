@@ -26,6 +26,7 @@ class Model:
         self.cut = False  # the whole peer link, or one direction of it: until heal nobody comes back
         self.dull = False  # the client's link or a host's service LAN: the guest may not answer
         self.slow = False
+        self.stall = None  # the host that may stand still on entering a state
         self.dead = False  # the struck host's VM has ended, and will be a secondary next
         self.lone = False  # the other one is known to run the VM alone
         self.off = False  # its colod does not run
@@ -47,7 +48,7 @@ class Model:
 
     def is_whole(self):
         """Nothing is left to be mended."""
-        return not (self.relay or self.cut or self.dull or self.slow or self.off or self.frozen) and self.wants
+        return not (self.relay or self.cut or self.dull or self.slow or self.stall or self.off or self.frozen) and self.wants
 
     def apply(self, step):
         if self.phase == STALLED and not (step.verb in ("kill", "freeze", "mend", "pause") and step.args.get("host") in (None, "struck")):
@@ -91,6 +92,8 @@ class Model:
         if (host, part) not in self.frozen and (host, part) != ("other", "colod"):  # a stall that it may have come to
             raise Illegal("it is not frozen")
         self.frozen.discard((host, part))
+        if part == "colod" and host == "other":
+            self.stall = None
 
     def _stop(self, host):
         self._strike(host)
@@ -109,6 +112,8 @@ class Model:
         if at in CHECKPOINT_STEPS:
             self._strike(host)
             self.phase = STALLED
+        else:
+            self.stall = host
 
     def _either(self):
         """Who goes on is open: nothing else may have happened."""
@@ -191,7 +196,7 @@ class Model:
         if host == "pair":
             self._wait_pair(condition)
             return
-        if self.phase != STRUCK or host not in ("struck", "other") or condition[0] != "state" or self.slow:
+        if self.phase != STRUCK or host not in ("struck", "other") or condition[0] != "state" or self.slow or self.stall:
             raise Illegal("nobody is struck")
         gone = any(who == "struck" and part in ("qemu", "colod", "host") for who, part in self.frozen)
         if ("other", "qemu") in self.frozen:
@@ -219,6 +224,7 @@ class Model:
         self._heal()
         self.off = False
         self.frozen.clear()
+        self.stall = None
         self.wants = True
         self.phase = EITHER if self.phase != PROTECTED else PROTECTED
 
