@@ -11,7 +11,7 @@ export LC_ALL=C
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-all_stages=(deps dev format shell asan tsan fuzz tidy cppcheck lab block e2e)
+all_stages=(deps dev format shell asan tsan fuzz tidy cppcheck chaoslib lab block e2e chaos)
 logs=build/test-logs
 jobs="$(nproc)"
 fuzz_seconds="${COLOD_FUZZ_SECONDS:-5}"
@@ -36,9 +36,11 @@ Runs all stages, or only those named:
   fuzz      each fuzzer for a few seconds (COLOD_FUZZ_SECONDS)
   tidy      clang-tidy
   cppcheck  cppcheck
+  chaoslib  the pure parts of the chaos runner: language, model, shrinker
   lab       QEMU and guest of the lab
   block     disks of both hosts with real NBD clients
   e2e       end-to-end tests
+  chaos     scenarios written by hand, and random minutes (COLOD_CHAOS_MINUTES, COLOD_CHAOS_SEED)
 USAGE
 }
 
@@ -173,6 +175,11 @@ stage_cppcheck()
             '-DG_GNUC_PRINTF(a,b)=' '-DG_DEFINE_QUARK(name,function)=' '-DG_DEFINE_EXTENDED_ERROR(name,function)='
 }
 
+stage_chaoslib()
+{
+    timeout 120 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q tests/chaos
+}
+
 stage_lab()
 {
     tests/lab/qemu-root && tests/lab/guest-image
@@ -215,6 +222,18 @@ stage_e2e()
     run_e2e e2e --last-failed --last-failed-no-failures=none --ignore=tests/e2e/test_disk.py tests/e2e || status=$?
     ((status == 0 || status == 5)) || return 1
     flaky="$(grep -E '^(FAILED|ERROR) ' "$logs/e2e.log" | sort -u)"
+}
+
+# Another seed each day, so that the same tree is tried in other ways; the log says which.
+stage_chaos()
+{
+    local status=0
+
+    [[ -x build/dev/colod/colod ]] || build_preset dev || return 1
+    COLOD_LAB_ID=chaos timeout 1200 tests/chaos/chaos tests/chaos/scenarios || status=1
+    COLOD_LAB_ID=chaos timeout 900 tests/chaos/chaos --random --seed "${COLOD_CHAOS_SEED:-$(date +%Y%m%d)}" \
+        --minutes "${COLOD_CHAOS_MINUTES:-5}" || status=1
+    return $status
 }
 
 run_stage()

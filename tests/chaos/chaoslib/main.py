@@ -3,6 +3,7 @@
 import argparse
 import glob
 import os
+import signal
 import sys
 import time
 
@@ -197,6 +198,7 @@ def main(source):
 
 
 def carry_out(args, run):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the lab is removed all the same
     try:
         (run_random if args.random else run_files)(args, run)
     except (LabError, KeyboardInterrupt) as error:

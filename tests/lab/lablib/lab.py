@@ -301,10 +301,13 @@ class Lab:
         processes = host.everything()
         self._mark_killed(host)
         self._unplug_all(host.name)
-        for process in processes:
-            process.kill(signal.SIGKILL)
-        for process in processes:
-            process.wait_gone(10)
+        # Also what colod is just starting and is not known by its arguments yet; then what that has started.
+        while processes:
+            for process in processes:
+                process.kill(signal.SIGKILL)
+            for process in processes:
+                process.wait_gone(10)
+            processes = self.topology.processes(host.name)
         with open(f"{host.dir}/lost-power", "w", encoding="ascii"):
             pass
 
