@@ -82,7 +82,7 @@ class Performer:
         self.marks = {name: 0 for name in lab.hosts}  # events before the scenario
 
     def begin(self):
-        self.cast.struck = None
+        """Protected, and nobody is struck: `events contain` looks at what comes from now on."""
         self.marks = {name: len(host.events) for name, host in self.watch.hosts.items()}
 
     def start_streams(self):

@@ -41,7 +41,13 @@ class Links:
             self._impair(channel, sender, loss="loss 100%")
         else:
             tamper = self._tamper()
-            tamper.swallowed.add(tamper.pick_flow(FLOWS[channel]))
+            tamper.swallowed.add(tamper.pick_flow(*self._flow(channel)))
+
+    def _flow(self, channel):
+        """What to look for, and how much of it is enough. Without lock-stepping there are no frames."""
+        if channel == "frames" and self.lab.settings.mode == "buffered":
+            channel = "checkpoint"
+        return FLOWS[channel], 30_000 if channel == "frames" else 300_000
 
     def delay(self, channel, ms, jitter, sender):
         self._impair(channel, sender, delay=f"delay {ms}ms {jitter}ms")
@@ -67,7 +73,8 @@ class Links:
 
     def strike(self, channel, sender, how):
         """One segment; the relay stays until heal()."""
-        self._tamper().strike(FLOWS[channel], sender, how)
+        which, enough = self._flow(channel)
+        self._tamper().strike(which, sender, how, enough)
 
     def heal(self):
         for link in list(self.relays):

@@ -97,6 +97,7 @@ class Session:
     def run(self, scenario, on_step=lambda done: None):
         """All steps, until something is wrong. Afterwards the pair is protected again, if the scenario does not spoil it."""
         outcome = Outcome(scenario, [], [])
+        self.performer.cast.struck = None
         self.performer.begin()
         for step in scenario.steps:
             if not self._one(step, outcome, on_step):
@@ -115,14 +116,21 @@ class Session:
             done.wrong.append((step.verb, f"{step}: {type(error).__name__}: {error}"))
         done.end = time.monotonic()
         done.resolved = self.performer.cast.struck or ""
-        done.wrong += self.audit.settled() if self._is_settled(step) and not done.wrong else self.audit.after_step()
+        try:
+            if self._is_settled(step) and not done.wrong:
+                done.wrong += self.audit.settled()
+                self.performer.begin()
+            else:
+                done.wrong += self.audit.after_step()
+        except LabError as error:
+            done.wrong.append(("audit", f"after {step}: {error}"))
         outcome.wrong += done.wrong
         on_step(done)
         return not done.wrong
 
     @staticmethod
     def _is_settled(step):
-        return step.verb == "wait" and step.args["host"] == "pair"
+        return step.verb == "wait" and step.args["host"] == "pair" and step.args["condition"] == ("protected",)
 
     def _end(self, outcome, on_step):
         done = Done("(end: all healed, protected again)", time.monotonic(), 0, 0)

@@ -82,7 +82,7 @@ class Impair(threading.Thread):
             while not self.stopping.is_set() or self.queue:
                 wait = min(0.05, max(0, self.queue[0][0] - time.monotonic_ns()) / 1e9 if self.queue else 1)
                 readable, _, _ = select.select(self.socks, [], [], wait)
-                for sock in readable:
+                for sock in readable if not self.stopping.is_set() else []:
                     self._take(sock, self.socks[1 - self.socks.index(sock)])
                 self._deliver()
         except OSError as error:

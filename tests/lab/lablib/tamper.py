@@ -148,7 +148,7 @@ class Tamper(threading.Thread):
         segment.frame[segment.tcp + 13] |= 0x04
         segment.fix_checksum()
 
-    def pick_flow(self, which):
+    def pick_flow(self, which, enough=1_000_000):
         """checkpoint: the connection that carries most; control: the next one, which carries heartbeats. frames: the one
         that carries most from the secondary, while the guests of a lock-stepping pair send much. (Not the one that carries
         most: a checkpoint is as much as a second of that.)
@@ -164,7 +164,7 @@ class Tamper(threading.Thread):
 
         def found():
             known = sorted(list(self.flows), key=amount, reverse=True)
-            return known if len(known) >= 2 and amount(known[0]) > 1_000_000 else None
+            return known if len(known) >= 2 and amount(known[0]) > enough else None
         flows = wait_until(found, 10, lambda: f"traffic on the peer link (seen: {self.flows})")
         return flows[1 if which == "control" else 0]
 
@@ -176,9 +176,9 @@ class Tamper(threading.Thread):
         time.sleep(0.5)  # long enough for heartbeats, and for guests' frames
         return wait_until(found, 10, lambda: f"heartbeats on the peer link (seen: {self.flows})")
 
-    def strike(self, which, sender, how):
+    def strike(self, which, sender, how, enough=1_000_000):
         """Does it to the next segment with data. how: flip or reset. Returns when it is done, in monotonic ns."""
-        flow = self.pick_flow(which)
+        flow = self.pick_flow(which, enough)
         self.done_ns = 0
         self.order = (flow, sender, self._turn_bit if how == "flip" else self._reset)
         wait_until(lambda: self.done_ns, 5, f"no segment of {which} from {sender} came by")
