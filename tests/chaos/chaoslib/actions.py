@@ -14,7 +14,7 @@ from lablib.qmp import Qmp
 from lablib.settings import QMP_SOCKET
 from lablib.util import LabError, wait_until
 
-from .cast import Cast, other_of
+from .cast import Cast, other_of, status_of
 from .links import Links
 
 SURE_S = 0.25
@@ -264,7 +264,7 @@ class Performer:
             return bool(host.qemus()) == (kind == "vm")
         if kind == "gone":
             return not host.colod()
-        status = None if self._stands_still(host) else host.status()
+        status = None if self._stands_still(host) else status_of(host)
         if not status:
             return False
         if kind == "state":
@@ -283,7 +283,7 @@ class Performer:
 
     def _lone(self):
         """Who goes on while the other one has no VM any more."""
-        states = self.lab.states()
+        states = {name: (status_of(host) or {}).get("state") for name, host in self.lab.hosts.items()}
         for name in states:
             if states[name] == "alone" and states[other_of(name)] in (None, "idle", "off"):
                 return name

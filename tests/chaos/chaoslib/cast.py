@@ -6,10 +6,19 @@ PRIMARY_STATES = ("starting", "adopting", "adopt-claim", "alone", "preparing", "
                   "judging", "claim-primary", "resuming")
 RUNNING = ("alone", "preparing", "syncing", "migrating", "protected")
 PATIENCE_S = 5
+ANSWER_S = 0.5
 
 
 def other_of(name):
     return "b" if name == "a" else "a"
+
+
+def status_of(host):
+    """None also of a colod that stands still."""
+    try:
+        return host.call("status", timeout=ANSWER_S)
+    except LabError:
+        return None
 
 
 class Cast:
@@ -18,7 +27,7 @@ class Cast:
         self.struck = None
 
     def _primary_now(self):
-        statuses = self.lab.statuses()
+        statuses = {name: status_of(host) for name, host in self.lab.hosts.items()}
         found = [name for name, status in statuses.items() if status and status["state"] in PRIMARY_STATES]
         if len(found) == 2:  # one of them has not heard of the other yet
             found.sort(key=lambda name: statuses[name]["generation"])

@@ -6,8 +6,10 @@ WIDTH = 1200
 LEFT, RIGHT = 110, 20
 LANE, TICKS, BAR = 26, 14, 16  # heights
 TOP = 16
-STAGGER = 5  # rows of fault names, one below the other
+STAGGER = 4  # rows of the numbers of faults
 ROW = 13
+COLUMNS, LIST_WIDTH = 4, 48  # of the list of faults; characters
+FAULT = "#a01010"
 COLOURS = {  # what a state looks like; those not named are on their way to another one
     "protected": "#2e9e4f", "standby": "#8fd19e", "alone": "#f2c230", "preparing": "#f7dc7e", "syncing": "#f7dc7e",
     "migrating": "#d9cf5a", "incoming": "#bcd6ee", "incoming-start": "#d5e5f4", "idle": "#e6e6e6", "off": "#cfcfcf",
@@ -55,18 +57,28 @@ def nice_step(span):
 
 
 def draw_faults(picture, faults):
-    """Names in rows below each other, so that neighbours can be read."""
+    """A number at each, in rows below each other, so that neighbours can be read; draw_list() says what they were."""
     top = picture.height
-    ends = [0.0] * STAGGER  # where the last name of each row ends
-    for when, text, _ in faults:
+    ends = [0.0] * STAGGER  # where the last number of each row ends
+    for number, (when, _, _) in enumerate(faults, 1):
         x = picture.x(when)
-        row = min(range(STAGGER), key=lambda number: (ends[number] > x, number if ends[number] <= x else ends[number]))
-        width = len(text) * 5.6
-        ends[row] = x + width + 8
-        y = top + (row + 1) * ROW
-        picture.text(min(x + 2, WIDTH - width), y, text, 10, "start", "#a01010")
-    picture.height += STAGGER * ROW + 8
+        row = next((row for row in range(STAGGER) if ends[row] <= x), min(range(STAGGER), key=lambda row: ends[row]))
+        ends[row] = x + 7 * len(str(number)) + 5
+        picture.text(min(x + 2, WIDTH - 20), top + (row + 1) * ROW, str(number), 10, "start", FAULT)
+    picture.height += STAGGER * ROW + 6
     return top
+
+
+def draw_list(picture, faults):
+    """Column by column."""
+    top = picture.height + 8
+    rows = max(1, -(-len(faults) // COLUMNS))
+    for number, (when, text, host) in enumerate(faults):
+        x = 14 + number // rows * ((WIDTH - 20) // COLUMNS)
+        y = top + (number % rows + 1) * ROW
+        line = f"{number + 1}  {when - picture.start:.1f} s  {text}" + (f" [{host}]" if host else "")
+        picture.text(x, y, line if len(line) <= LIST_WIDTH else line[:LIST_WIDTH - 1] + "…", 10, "start", FAULT)
+    picture.height = top + rows * ROW + 10
 
 
 def draw_lane(picture, name, samples, ticks, end):
@@ -128,7 +140,7 @@ def draw_legend(picture, causes):
         x += 30 + len(cause) * 6
     picture.box(x + 10, y + 1, 22, 10, STALL)
     picture.text(x + 36, y + 10, "stall of a client", 10)
-    picture.line(x + 146, y, y + 12, "#a01010", 1, "3,2")
+    picture.line(x + 146, y, y + 12, FAULT, 1, "3,2")
     picture.text(x + 152, y + 10, "step", 10)
     picture.height = y + 24
 
@@ -146,7 +158,8 @@ def timeline(title, start, end, hosts, faults, stalls):
     for name, found in stalls.items():
         draw_stalls(picture, name, found)
     for when, _, _ in faults:
-        picture.line(picture.x(when), top, picture.height, "#a01010", 1, "3,2")
+        picture.line(picture.x(when), top, picture.height, FAULT, 1, "3,2")
     draw_axis(picture, lanes)
     draw_legend(picture, {cause for _, ticks in hosts.values() for _, cause in ticks})
+    draw_list(picture, faults)
     return picture.svg(title)
