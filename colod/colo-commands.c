@@ -448,9 +448,14 @@ colo_run_test_stall(const ColoOptions *options, char **args)
     json_object *arguments = json_object_new_object();
     guint64 step;
 
+    if (g_ascii_isalpha(args[0][0])) {
+        json_object_object_add(arguments, "state", json_object_new_string(args[0]));
+        return call_and_say(options, "test-stall", arguments, "colod will stand still there");
+    }
     if (!g_ascii_string_to_unsigned(args[0], 10, 1, STEP_MAX, &step, NULL)) {
         json_object_put(arguments);
-        (void)fprintf(stderr, "colo: test-stall: STEP is a number from 1 to %d\n", STEP_MAX);
+        (void)fprintf(stderr, "colo: test-stall: STEP is a number from 1 to %d, or a state\n",
+                      STEP_MAX);
         return COLO_EXIT_USAGE;
     }
     json_object_object_add(arguments, "step", json_object_new_uint64(step));

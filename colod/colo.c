@@ -80,7 +80,7 @@ static const Command commands[] = {
     {"stop-vm", "", "stop the VM, and keep it stopped", 0, 0, colo_run_stop_vm},
     {"selftest", "[--qemu PATH] [--accel tcg|kvm] [--json]", "whether this QEMU can do COLO",
      OPTION_QEMU | OPTION_ACCEL | OPTION_JSON, 0, colo_run_selftest},
-    {"test-stall", "STEP", "test hook: stall checkpoints at a step, 1 to 7", 0, 1,
+    {"test-stall", "STEP", "test hook: stall at a checkpoint's step, 1 to 7, or a state", 0, 1,
      colo_run_test_stall},
     {"test-corrupt", "", "test hook: corrupt the next checkpoint", 0, 0, colo_run_test_corrupt},
     {"test-lose", "PLACE", "test hook: lose the next frame at this place of the comparison", 0, 1,

@@ -227,6 +227,23 @@ command_verify(Daemon *d, ControlRequest *request, json_object *arguments G_GNUC
     daemon_disks_verify(d, request);
 }
 
+/* A point of a failover, or of any other way of the state machine; `boot` is nowhere. */
+static void
+stall_at_state(Daemon *d, ControlRequest *request, const char *name)
+{
+    const PairState state = pair_state_from_name(name);
+
+    if (!d->config->test_hooks) {
+        control_request_fail(request, "refused", "set hooks=true in [test] first");
+    } else if (state == PAIR_N_STATES) {
+        control_request_fail(request, "usage", "no such state: \"%s\"",
+                             name != NULL ? name : "");
+    } else {
+        d->stall_state = state;
+        control_request_return(request, NULL);
+    }
+}
+
 static gboolean
 hooks_allowed(Daemon *d, ControlRequest *request)
 {
@@ -243,6 +260,10 @@ command_test_stall(Daemon *d, ControlRequest *request, json_object *arguments)
 {
     json_object *step;
 
+    if (arguments != NULL && json_object_object_get_ex(arguments, "state", &step)) {
+        stall_at_state(d, request, json_object_get_string(step));
+        return;
+    }
     if (!hooks_allowed(d, request))
         return;
     if (arguments == NULL || !json_object_object_get_ex(arguments, "step", &step) ||

@@ -11,6 +11,7 @@
 #include "daemon-private.h"
 
 #include <glib/gstdio.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <systemd/sd-daemon.h>
@@ -217,6 +218,17 @@ log_step(Daemon *d, PairState before, PairEvent event, const PairStep *step)
                   step->why, told ? ": " : "", told ? d->detail : "", d->facts.generation);
 }
 
+/* Test hook: this process stands still, all its threads, until SIGCONT or SIGKILL: nothing of what
+ * the state is to do is done yet, but the last one's saves are. */
+static void
+stand_still(Daemon *d)
+{
+    d->stall_state = PAIR_BOOT;
+    event_log_add(d->log, EVENT_WARNING, "stalled", "test hook: colod stands still on entering %s",
+                  pair_state_name(d->state));
+    (void)raise(SIGSTOP);
+}
+
 static void
 step(Daemon *d, PairEvent event)
 {
@@ -232,6 +244,8 @@ step(Daemon *d, PairEvent event)
         return;
     log_step(d, before, event, &result);
     d->state = result.next;
+    if (d->state != before && d->state == d->stall_state)
+        stand_still(d);
     if (d->state != before) {
         /* Before the actions: one of them may be the new state's claim. */
         d->claim_serial++;

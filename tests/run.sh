@@ -11,7 +11,7 @@ export LC_ALL=C
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-all_stages=(deps dev format shell cppcheck lab block e2e asan tsan fuzz tidy)
+all_stages=(deps dev format shell cppcheck chaoslib lab block e2e chaos asan tsan fuzz tidy)
 logs=build/test-logs
 jobs="$(nproc)"
 fuzz_seconds="${COLOD_FUZZ_SECONDS:-5}"
@@ -33,15 +33,17 @@ Runs all stages, or only those named:
   format    clang-format
   shell     shellcheck
   cppcheck  cppcheck
+  chaoslib  the pure parts of the chaos runner: language, model, shrinker
   lab       QEMU and guest of the lab
   block     disks of both hosts with real NBD clients
   e2e       end-to-end tests
+  chaos     scenarios written by hand, and random minutes (COLOD_CHAOS_MINUTES, COLOD_CHAOS_SEED)
   asan      unit tests and fuzz seeds under AddressSanitizer and UBSan
   tsan      unit tests with threads under ThreadSanitizer
   fuzz      each fuzzer for a few seconds (COLOD_FUZZ_SECONDS)
   tidy      clang-tidy
 
-What can be built or analysed meanwhile is so beside block and e2e, at idle priority.
+What can be built or analysed meanwhile is so beside block, e2e and chaos, at idle priority.
 USAGE
 }
 
@@ -210,7 +212,7 @@ run_idle()
 start_or_join_idle()
 {
     case "$1" in
-    lab | block | e2e)
+    lab | block | e2e | chaos)
         [[ -z "$idle_pid" ]] || return
         run_idle &
         idle_pid=$!
@@ -228,6 +230,11 @@ stage_cppcheck()
             --enable=warning,performance,portability --library=gtk --library=posix \
             --suppressions-list=tests/cppcheck.supp -I common -I qmp -I proxy -I blockrep -I colod \
             '-DG_GNUC_PRINTF(a,b)=' '-DG_DEFINE_QUARK(name,function)=' '-DG_DEFINE_EXTENDED_ERROR(name,function)='
+}
+
+stage_chaoslib()
+{
+    timeout 120 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q tests/chaos
 }
 
 stage_lab()
@@ -253,6 +260,18 @@ stage_e2e()
     printf '\nFLAKY if it passes now:\n'
     "${pytest[@]}" -n 1 --last-failed --last-failed-no-failures=none tests/e2e || return 1
     flaky="$(grep -E '^(FAILED|ERROR) ' "$logs/e2e.log" | sort -u)"
+}
+
+# Another seed each day, so that the same tree is tried in other ways; the log says which.
+stage_chaos()
+{
+    local status=0
+
+    [[ -x build/dev/colod/colod ]] || build_preset dev || return 1
+    COLOD_LAB_ID=chaos timeout 1200 tests/chaos/chaos tests/chaos/scenarios || status=1
+    COLOD_LAB_ID=chaos timeout 900 tests/chaos/chaos --random --seed "${COLOD_CHAOS_SEED:-$(date +%Y%m%d)}" \
+        --minutes "${COLOD_CHAOS_MINUTES:-5}" || status=1
+    return $status
 }
 
 run_stage()

@@ -234,6 +234,8 @@ CONTROL_LINES = {
     "wrong type of arguments": b'{"id": 1, "command": "events", "arguments": [1]}\n',
     "wrong type of argument": b'{"id": 1, "command": "events", "arguments": {"after": "x"}}\n',
     "stall step out of range": b'{"id": 1, "command": "test-stall", "arguments": {"step": 99}}\n',
+    "stall in no state": b'{"id": 1, "command": "test-stall", "arguments": {"state": "nowhere"}}\n',
+    "stall in a state that is no name": b'{"id": 1, "command": "test-stall", "arguments": {"state": null}}\n',
 }
 
 

@@ -88,13 +88,15 @@ class Host:
             remove(f"{self.dir}/lost-power")
         program = f"{self.lab.settings.build}/colod/colod"
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
+        if self.lab.settings.clock:
+            environment.update(LD_PRELOAD=self.lab.clock_library, COLOD_LAB_CLOCK=f"{self.dir}/clock")
         with open(self.log, "ab") as log:
             log.write(b"--- lab: starting colod\n")
             log.flush()
             child = subprocess.Popen(
                 ["nice", "-n", str(NICE), *netns.enter_argv(self.room), program, VM, "--config", self.config,
                  "--run-dir", f"{self.dir}/run", "--state-dir", f"{self.dir}/state"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment)
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment, cwd=self.dir)
         process = Process(child.pid)
         child.returncode = 0  # nobody waits for it here; Process does
         with open(f"{self.dir}/colod.pid", "w", encoding="ascii") as file:

@@ -43,15 +43,18 @@ class Impairment:
 
 
 class Impair(threading.Thread):
-    """link: client or peer. start() puts it in, stop() takes it out; what is under way then is delivered."""
+    """link: client or peer. start() puts it in, stop() takes it out; what is under way then is delivered.
 
-    def __init__(self, lab, link, text, seed=1):
+    sender: only what this host sends over the peer link suffers."""
+
+    def __init__(self, lab, link, text, seed=1, sender=None):
         super().__init__(daemon=True, name=f"impair-{link}")
         if link not in ("client", "peer"):
             raise LabError(f"impair what? client or peer, not '{link}'")
         self.lab = lab
         self.link = link
         self.rule = Impairment(text)
+        self.spared = {None: -1, "a": 1, "b": 0}[sender]  # index of the end that does not suffer
         self.random = random.Random(seed)
         self.queue = []  # heap of (due ns, number, target, frame)
         self.passed = self.lost = self.overtaken = 0
@@ -79,7 +82,7 @@ class Impair(threading.Thread):
             while not self.stopping.is_set() or self.queue:
                 wait = min(0.05, max(0, self.queue[0][0] - time.monotonic_ns()) / 1e9 if self.queue else 1)
                 readable, _, _ = select.select(self.socks, [], [], wait)
-                for sock in readable:
+                for sock in readable if not self.stopping.is_set() else []:
                     self._take(sock, self.socks[1 - self.socks.index(sock)])
                 self._deliver()
         except OSError as error:
@@ -91,6 +94,10 @@ class Impair(threading.Thread):
                 frame = source.recv(FRAME_MAX)
             except BlockingIOError:
                 return
+            if self.socks.index(source) == self.spared:
+                self.passed += 1
+                heapq.heappush(self.queue, (time.monotonic_ns(), self.passed, target, frame))
+                continue
             if self.random.random() < self.rule.loss or len(self.queue) >= QUEUE_MAX:
                 self.lost += 1
                 continue

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 
 from . import netns, topology
 from .host import Host
@@ -83,12 +84,15 @@ class Lab:
     def _make_files(self, settings):
         os.makedirs(f"{self.dir}/arbiter")
         settings.save(f"{self.dir}/settings.json")
+        if settings.clock:
+            run("cc", "-shared", "-fPIC", "-O2", "-o", self.clock_library, f"{SOURCE}/tests/lab/clock-shim.c")
         self._settings = settings
-        pki = f"{SOURCE}/deploy/colo-pki"
-        run(pki, "init", f"{self.dir}/ca")
+        pki = [*self._days_ago(), f"{SOURCE}/deploy/colo-pki"]
+        run(*pki, "init", f"{self.dir}/ca")
         for host in self.hosts.values():
             host.make_dirs()
-            run(pki, "host", f"{self.dir}/ca", f"{host.name}={topology.PEER_ADDRESS[host.name]}", f"{host.dir}/pki")
+            self._write_clock(host, 0)
+            run(*pki, "host", f"{self.dir}/ca", f"{host.name}={topology.PEER_ADDRESS[host.name]}", f"{host.dir}/pki")
             host.make_images(settings)
             with open(host.config, "w", encoding="utf-8") as file:
                 file.write(settings.config_text(host.name, host.dir, f"{self.dir}/arbiter"))
@@ -197,6 +201,33 @@ class Lab:
         with contextlib.suppress(LabError):
             host.call("explain", save=target)
 
+    # Clocks
+
+    @property
+    def clock_library(self):
+        return f"{self.dir}/clock-shim.so"
+
+    def _days_ago(self):
+        """What to put before a command to run it two days ago: certificates must be valid on a host whose clock jumps back."""
+        if not self.settings.clock:
+            return []
+        with open(f"{self.dir}/days-ago", "wb") as file:
+            file.write(struct.pack("q", -2 * 86400))
+        return ["env", f"LD_PRELOAD={self.clock_library}", f"COLOD_LAB_CLOCK={self.dir}/days-ago"]
+
+    @staticmethod
+    def _write_clock(host, seconds):
+        """In place: it is mapped."""
+        with open(f"{host.dir}/clock", "r+b" if os.path.exists(f"{host.dir}/clock") else "wb") as file:
+            file.write(struct.pack("q", seconds))
+
+    def jump_clock(self, name, seconds):
+        """The wall clock of the host's colod, QEMU and disks' processes (Settings.clock) is so much ahead of what it is now."""
+        host = self.host(name)
+        with open(f"{host.dir}/clock", "rb") as file:
+            now, = struct.unpack("q", file.read())
+        self._write_clock(host, now + int(seconds))
+
     # Client
 
     def client_socket(self, kind=socket.SOCK_STREAM, family=socket.AF_INET, proto=0):
@@ -255,8 +286,18 @@ class Lab:
             colod.wait_gone(10)
         elif what == "host":
             self._power_off(host)
+        elif what in ("target", "mirror"):
+            self._plugin(host, what).kill(signal.SIGKILL)
         else:
-            raise LabError(f"kill what? qemu, colod or host, not '{what}'")
+            raise LabError(f"kill what? qemu, colod, host, target or mirror, not '{what}'")
+
+    @staticmethod
+    def _plugin(host, what):
+        """The process of the first disk."""
+        found = host.plugins().get(f"disk0-{what}")
+        if not found:
+            raise LabError(f"no disk0-{what} runs on {host.name}: {', '.join(host.plugins()) or 'none at all'}")
+        return found
 
     @staticmethod
     def _mark_killed(host):
@@ -268,10 +309,13 @@ class Lab:
         processes = host.everything()
         self._mark_killed(host)
         self._unplug_all(host.name)
-        for process in processes:
-            process.kill(signal.SIGKILL)
-        for process in processes:
-            process.wait_gone(10)
+        # Also what colod is just starting and is not known by its arguments yet; then what that has started.
+        while processes:
+            for process in processes:
+                process.kill(signal.SIGKILL)
+            for process in processes:
+                process.wait_gone(10)
+            processes = self.topology.processes(host.name)
         with open(f"{host.dir}/lost-power", "w", encoding="ascii"):
             pass
 
@@ -289,25 +333,33 @@ class Lab:
         host = self.host(name)
         if what == "qemu":
             host.qemu().kill(signal.SIGSTOP)
+        elif what == "colod":
+            host.colod().kill(signal.SIGSTOP)
+        elif what in ("target", "mirror"):
+            self._plugin(host, what).kill(signal.SIGSTOP)
         elif what == "host":
             processes = host.everything()
             self._unplug_all(name)
             for process in processes:
                 process.kill(signal.SIGSTOP)
         else:
-            raise LabError(f"freeze what? qemu or host, not '{what}'")
+            raise LabError(f"freeze what? qemu, colod, host, target or mirror, not '{what}'")
 
     def thaw(self, name, what):
         host = self.host(name)
         if what == "qemu":
             for process in host.qemus():
                 process.kill(signal.SIGCONT)
+        elif what == "colod":
+            host.colod().kill(signal.SIGCONT)
+        elif what in ("target", "mirror"):
+            self._plugin(host, what).kill(signal.SIGCONT)
         elif what == "host":
             self._plug_all(name)
             for process in host.everything():
                 process.kill(signal.SIGCONT)
         else:
-            raise LabError(f"thaw what? qemu or host, not '{what}'")
+            raise LabError(f"thaw what? qemu, colod, host, target or mirror, not '{what}'")
 
     def cut(self):
         """The peer link goes silent; carrier and addresses stay on both hosts."""

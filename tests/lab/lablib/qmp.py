@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """qmp.py - a few QMP commands to a QEMU of a test, for what runs without colod."""
 import collections
+import contextlib
 import json
 import socket
 import threading
@@ -18,6 +19,7 @@ class Qmp(threading.Thread):
         self.events = collections.deque()
         self.changed = threading.Condition()
         self.last_id = 0
+        self.ended = False
 
         def connect():
             sock = socket.socket(socket.AF_UNIX)
@@ -34,6 +36,13 @@ class Qmp(threading.Thread):
         self.call("qmp_capabilities")
 
     def run(self):
+        with contextlib.suppress(OSError, ValueError):  # QEMU is gone, perhaps in the middle of a line
+            self._read()
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
+
+    def _read(self):
         for line in self.stream:
             message = json.loads(line)
             with self.changed:
@@ -54,8 +63,10 @@ class Qmp(threading.Thread):
                 self.sock.sendall(json.dumps(request).encode() + b"\n")
             except OSError as error:
                 raise LabError(f"QMP {command}: {error}") from error
-            if not self.changed.wait_for(lambda: number in self.answers, 20):
+            if not self.changed.wait_for(lambda: number in self.answers or self.ended, 20):
                 raise LabError(f"QMP {command}: no answer within 20 s")
+            if number not in self.answers:
+                raise LabError(f"QMP {command}: QEMU closed the connection")
             answer = self.answers.pop(number)
         if "error" in answer:
             raise LabError(f"QMP {command}: {answer['error']['desc']}")

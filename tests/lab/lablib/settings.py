@@ -11,6 +11,7 @@ from .util import LabError
 VM = "lab"
 PEER_PORT = 7700
 MODES = ("buffered", "lockstep")
+QMP_SOCKET = "test-qmp.sock"  # relative, as both hosts' arguments must be the same: colod and QEMU run in the host's directory
 
 CONFIG = """\
 [vm]
@@ -21,9 +22,9 @@ accel=tcg
 memory-mib={memory_mib}
 cpus={cpus}
 kernel={guest}/vmlinuz
-initrd={guest}/initrd
+initrd={guest}/{initrd}
 append={append}
-[nic0]
+{extra}[nic0]
 mac={mac}
 bridge=br-lan
 model=virtio-net-pci
@@ -63,6 +64,9 @@ class Settings:
     sync_mib: int = 0  # MiB/s; 0: no limit
     cpus: int = 1
     queues: int = 1
+    qmp: bool = False  # a second QMP socket for each QEMU, in its host's directory
+    clock: bool = False  # hosts whose clocks can jump
+    kv: bool = False  # a key-value store in the guest: 16 MiB more of its memory
     build: str = ""
     uuid: str = ""
     qemu: str = ""
@@ -99,7 +103,9 @@ class Settings:
             append = file.read().strip()
         return CONFIG.format(
             uuid=self.uuid, qemu=self.qemu, memory_mib=self.memory_mib, guest=self.guest, append=append,
+            initrd="initrd.kv" if self.kv else "initrd",
             mac=topology.GUEST_MAC, port=self.port, cpus=self.cpus, queues=self.queues, mode=self.mode, host=host,
+            extra=f"extra-args=-qmp;unix:{QMP_SOCKET},server=on,wait=off\n" if self.qmp else "",
             interval=f"[checkpoint]\ninterval-ms={self.interval_ms}\n" if self.interval_ms else "",
             role="primary" if host == "a" else "secondary", peer=peer,
             address=topology.PEER_ADDRESS[host], peer_address=topology.PEER_ADDRESS[peer],

@@ -80,6 +80,7 @@ class Tamper(threading.Thread):
         super().__init__(daemon=True, name="tamper")
         self.lab = lab
         self.flows = {}  # port -> {host: payload bytes seen from it}
+        self.swallowed = set()  # flows of which nothing gets through
         self.order = None  # what to do to the next segment: (flow, from host, action)
         self.done_ns = 0
         self.failure = None
@@ -119,7 +120,9 @@ class Tamper(threading.Thread):
             except BlockingIOError:
                 return
             segment = Segment.of(frame)
-            if segment:
+            if segment and segment.flow in self.swallowed:
+                continue
+            if segment and PEER_PORT in segment.ports:  # the disks have ports of their own
                 self.flows.setdefault(segment.flow, dict.fromkeys(HOSTS, 0))[host] += segment.length
                 self._apply(host, segment)
             with contextlib.suppress(BlockingIOError):
@@ -145,12 +148,15 @@ class Tamper(threading.Thread):
         segment.frame[segment.tcp + 13] |= 0x04
         segment.fix_checksum()
 
-    def pick_flow(self, which):
+    def pick_flow(self, which, enough=1_000_000):
         """checkpoint: the connection that carries most; control: the next one, which carries heartbeats. frames: the one
         that carries most from the secondary, while the guests of a lock-stepping pair send much. (Not the one that carries
         most: a checkpoint is as much as a second of that.)
         """
         primary = self.lab.primary()
+
+        if which == "least":
+            return self._pick_least()
 
         def amount(flow):
             seen = self.flows[flow]
@@ -158,13 +164,21 @@ class Tamper(threading.Thread):
 
         def found():
             known = sorted(list(self.flows), key=amount, reverse=True)
-            return known if len(known) >= 2 and amount(known[0]) > 1_000_000 else None
+            return known if len(known) >= 2 and amount(known[0]) > enough else None
         flows = wait_until(found, 10, lambda: f"traffic on the peer link (seen: {self.flows})")
         return flows[1 if which == "control" else 0]
 
-    def strike(self, which, sender, how):
+    def _pick_least(self):
+        """The one with heartbeats and little else; all others carry more within some of their periods."""
+        def found():
+            known = {flow: min(seen.values()) for flow, seen in list(self.flows.items())}
+            return min(known, key=lambda flow: sum(self.flows[flow].values())) if len(known) > 1 and all(known.values()) else None
+        time.sleep(0.5)  # long enough for heartbeats, and for guests' frames
+        return wait_until(found, 10, lambda: f"heartbeats on the peer link (seen: {self.flows})")
+
+    def strike(self, which, sender, how, enough=1_000_000):
         """Does it to the next segment with data. how: flip or reset. Returns when it is done, in monotonic ns."""
-        flow = self.pick_flow(which)
+        flow = self.pick_flow(which, enough)
         self.done_ns = 0
         self.order = (flow, sender, self._turn_bit if how == "flip" else self._reset)
         wait_until(lambda: self.done_ns, 5, f"no segment of {which} from {sender} came by")

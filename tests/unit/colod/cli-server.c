@@ -85,8 +85,7 @@ handle(ControlRequest *request, const char *command, json_object *arguments, gpo
     else if (g_str_equal(command, "stop-vm"))
         _exit(0);
     else if (g_str_equal(command, "test-stall"))
-        control_request_fail(request, "refused", "step %s",
-                             json_object_get_string(json_object_object_get(arguments, "step")));
+        control_request_fail(request, "refused", "stall %s", json_object_to_json_string(arguments));
     else {
         event_log_add(server->log, EVENT_WARNING, command, "came in");
         control_request_return(request, NULL);

@@ -314,7 +314,8 @@ def test_err_refused_is_one_line_on_stderr(server):
     result = colo("--socket", server.socket, "failover", "--yes")
     assert_failed(result, "failover: refused: the peer runs the VM;")
     assert "\x1b" not in result[2]
-    assert_failed(colo("--socket", server.socket, "test-stall", 3), "refused: step 3")
+    assert_failed(colo("--socket", server.socket, "test-stall", 3), 'refused: stall { "step": 3 }')
+    assert_failed(colo("--socket", server.socket, "test-stall", "alone"), 'refused: stall { "state": "alone" }')
 
 
 def test_err_failover_without_a_terminal_needs_yes(server):
@@ -377,7 +378,7 @@ def test_err_nobody_there(tmp_path):
 
 @pytest.mark.parametrize("args", [
     [], ["nonsense"], ["status", "more"], ["status", "--follow"], ["checkpoint", "--json"],
-    ["test-stall"], ["test-stall", "8"], ["test-stall", "x"], ["--timeout", "x", "status"],
+    ["test-stall"], ["test-stall", "8"], ["test-stall", "-1"], ["--timeout", "x", "status"],
     ["--timeout", "-1", "status"], ["--timeout", "nan", "status"], ["-n", "a/b", "status"],
     ["-n", "", "status"], ["events", "--after", "-1"], ["--nonsense"], ["-n"],
     ["selftest", "--accel", "xen"],
