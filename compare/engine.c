@@ -10,10 +10,10 @@
  * A submitted frame is parsed and described by a Held on the stack that borrows the caller's bytes.
  * The rules of its class (tcp.c, dgram.c) put it on the lists of its flow and match. If that
  * released or used it up, nothing was copied; otherwise engine_store() copies it to slab memory,
- * and the copy takes its place on all lists. So of a pair one frame is copied and compared once.
+ * and the copy takes its place on all lists (held.c). So of a pair one frame is copied and compared
+ * once.
  *
- * Time. See timeout.c.
- * The clock is the caller's; going backwards counts as standing still.
+ * Time is the caller's; going backwards counts as standing still. What waits too long: timeout.c.
  *
  * Epochs. Frames of the current epoch are compared. Older ones are covered by a checkpoint that is
  * committed: the primary's leave at once, the secondary's are forgotten. Newer ones wait aside

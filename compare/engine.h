@@ -85,7 +85,6 @@ void engine_diverge(Compare *e, Flow *f, CompareRule rule, DiffSpot spot, const 
 /** The same for what is not of one flow; @key may be NULL. */
 void engine_report(Compare *e, const FlowKey *key, CompareRule rule, DiffSpot spot, const Held *p,
                    const Held *s);
-
 /** What the secondary said of a flow that waits for a checkpoint is of no more use. */
 void engine_forget_secondary(Compare *e, Flow *f);
 /** The caller's time; going backwards counts as standing still. */
@@ -135,6 +134,9 @@ bool tcp_is_covered(const Flow *f, const Held *h);
 void tcp_window_moved(Compare *e, Flow *f);
 /** Lets what is equal of the first segment of @f leave, if it has waited for the rest for long. */
 void tcp_release_part(Compare *e, Flow *f);
+
+/* tcp-stream.c */
+
 /** A frame of @f waited too long: where the stream is stuck. */
 DiffSpot tcp_stuck_at(const Flow *f);
 
