@@ -39,6 +39,7 @@
 #include "bytes.h"
 #include "engine.h"
 #include "seq.h"
+#include "tcp-stream.h"
 
 enum {
     VNET_BYTES = 10,
@@ -150,18 +151,6 @@ digest_describe(const Compare *e, Held *h, const Frame *frame, const CompareFram
     return true;
 }
 
-static uint32_t
-data_seq(const Held *p)
-{
-    return p->seq + ((p->tcp_flags & FRAME_TCP_SYN) != 0);
-}
-
-static uint32_t
-data_end(const Held *p)
-{
-    return data_seq(p) + p->payload_len;
-}
-
 static bool
 unit_equal(const Compare *e, const Held *s, uint32_t pos, const uint8_t *bytes, uint32_t len)
 {
@@ -198,20 +187,20 @@ primary_bytes(Compare *e, const Held *p, uint32_t from, uint32_t to, uint32_t un
     uint32_t at = from;
 
     *ret_odd = false;
-    if (seq_leq(data_seq(p), from) && seq_leq(to, data_end(p)))
-        return held_payload(p) + (from - data_seq(p));
+    if (seq_leq(tcp_data_seq(p), from) && seq_leq(to, tcp_data_end(p)))
+        return held_payload(p) + (from - tcp_data_seq(p));
     for (int steps = 0; p && steps < ENGINE_MAX_WALK; p = p->link[LINK_CHAIN].next, steps++) {
         if (seq_leq(p->end, at))
             continue;
         if (seq_gt(p->seq, at))
             return NULL;
-        uint32_t end = seq_min(data_end(p), to);
+        uint32_t end = seq_min(tcp_data_end(p), to);
 
-        *ret_odd = seq_gt(data_seq(p), at) || (end != to && seq_gt(p->end, end));
+        *ret_odd = seq_gt(tcp_data_seq(p), at) || (end != to && seq_gt(p->end, end));
         if (*ret_odd)
             return NULL;
         *ret_odd = p->payload_len % unit != 0;
-        memcpy(e->scratch + (at - from), held_payload(p) + (at - data_seq(p)), end - at);
+        memcpy(e->scratch + (at - from), held_payload(p) + (at - tcp_data_seq(p)), end - at);
         at = end;
         if (at == to)
             return e->scratch;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* engine.c - the comparison engine: frames in, epochs, timeouts, bounds, releases out */
+/* engine.c - the comparison engine: frames in, divergences, epochs, bounds */
 /*
  * Theory of operation
  *
@@ -10,13 +10,10 @@
  * A submitted frame is parsed and described by a Held on the stack that borrows the caller's bytes.
  * The rules of its class (tcp.c, dgram.c) put it on the lists of its flow and match. If that
  * released or used it up, nothing was copied; otherwise engine_store() copies it to slab memory,
- * and the copy takes its place on all lists. So of a pair one frame is copied and compared once.
+ * and the copy takes its place on all lists (held.c). So of a pair one frame is copied and compared
+ * once.
  *
- * Time. All held frames are on one list in arrival order. The timeout is the same for all, so the
- * list is in order of deadlines too: a tick looks at its front only (a timer wheel with one slot).
- * It has two marks, how far it has looked: for the timeout, and for the quarter of it after which
- * an ack waits no longer for the secondary's window (window.c).
- * The clock is the caller's; going backwards counts as standing still.
+ * Time is the caller's; going backwards counts as standing still. What waits too long: timeout.c.
  *
  * Epochs. Frames of the current epoch are compared. Older ones are covered by a checkpoint that is
  * committed: the primary's leave at once, the secondary's are forgotten. Newer ones wait aside
@@ -41,7 +38,6 @@
 #include <string.h>
 
 #include "clock.h"
-#include "patch.h"
 #include "window.h"
 
 enum {
@@ -125,8 +121,8 @@ compare_free(Compare *e)
 
 /* --- time --- */
 
-static void
-advance(Compare *e, int64_t now_ns)
+void
+engine_advance(Compare *e, int64_t now_ns)
 {
     if (now_ns > e->now_ns)
         e->now_ns = now_ns; /* starts at 0, so that differences cannot overflow */
@@ -134,229 +130,6 @@ advance(Compare *e, int64_t now_ns)
         return;
     e->now_s = (uint32_t)(e->now_ns / NS_PER_S);
     e->next_second_ns = e->now_ns < INT64_MAX - NS_PER_S ? e->now_ns + NS_PER_S : INT64_MAX;
-}
-
-/* Deadlines near the end of time do not wrap. NULL: none. */
-static int64_t
-deadline_of(const Held *h, int64_t wait_ns)
-{
-    return h && h->arrival_ns < INT64_MAX - wait_ns ? h->arrival_ns + wait_ns : INT64_MAX;
-}
-
-/* --- the list of held frames --- */
-
-/* Moves the mark to the first ack of the primary from @h on. It only moves on, so that each frame
- * is passed once. */
-static void
-find_age_ack(Compare *e, Held *h)
-{
-    while (h && (!(h->flags & HELD_PURE_ACK) || h->side == COMPARE_SECONDARY))
-        h = h->link[LINK_AGE].next;
-    e->age_ack = h;
-}
-
-void
-engine_age(Compare *e, Held *h)
-{
-    held_list_append(&e->age, h, LINK_AGE);
-    if (!e->age_check)
-        e->age_check = h;
-    if (!e->part_check)
-        e->part_check = h;
-    if (!e->age_ack)
-        find_age_ack(e, h);
-}
-
-void
-engine_unage(Compare *e, Held *h)
-{
-    if (e->age_check == h)
-        e->age_check = h->link[LINK_AGE].next;
-    if (e->part_check == h)
-        e->part_check = h->link[LINK_AGE].next;
-    if (e->age_ack == h)
-        find_age_ack(e, h->link[LINK_AGE].next);
-    held_list_remove(&e->age, h, LINK_AGE);
-}
-
-static void
-replace_in_lists(Held *from, Held *to)
-{
-    Flow *f = from->flow;
-
-    if (from->flags & HELD_IN_FIFO)
-        held_list_replace(&f->fifo, from, to, LINK_FIFO);
-    if (from->flags & HELD_IN_BACKLOG)
-        held_list_replace(&f->backlog, from, to, LINK_FIFO);
-    if (from->flags & HELD_IN_CHAIN)
-        held_list_replace(from->side == COMPARE_PRIMARY ? &f->p_chain : &f->s_chain, from, to,
-                          LINK_CHAIN);
-    if (from->flags & HELD_IN_RST) {
-        HeldList list = {.head = f->s_rst};
-
-        held_list_replace(&list, from, to, LINK_CHAIN);
-        f->s_rst = list.head;
-    }
-}
-
-/* There is room for its bytes behind each Held that is stored. */
-static void
-copy_frame(Held *h)
-{
-    memcpy(h + 1, h->frame, h->frame_len);
-    h->frame = (const uint8_t *)(h + 1);
-    h->lent = false;
-}
-
-Held *
-engine_store(Compare *e, Held *h)
-{
-    Held *stored = slab_alloc(e->slab, sizeof(*stored) + h->frame_len);
-
-    if (!stored)
-        return NULL;
-    *stored = *h;
-    stored->flags |= HELD_STORED;
-    if (h->lent)
-        e->n_lent[h->side]++;
-    else
-        copy_frame(stored);
-    replace_in_lists(h, stored);
-    engine_age(e, stored);
-    e->stats.held_frames[h->side]++;
-    e->stats.held_bytes_side[h->side] += h->frame_len;
-    return stored;
-}
-
-/* Undoes the links of a frame that could not be stored. It is offered again later. */
-static void
-unlink_from_flow(Held *h)
-{
-    Flow *f = h->flow;
-
-    if (h->flags & HELD_IN_FIFO)
-        held_list_remove(&f->fifo, h, LINK_FIFO);
-    if (h->flags & HELD_IN_BACKLOG)
-        held_list_remove(&f->backlog, h, LINK_FIFO);
-    if (h->flags & HELD_IN_CHAIN)
-        held_list_remove(h->side == COMPARE_PRIMARY ? &f->p_chain : &f->s_chain, h, LINK_CHAIN);
-    if (h->flags & HELD_IN_RST) {
-        HeldList list = {.head = f->s_rst};
-
-        held_list_remove(&list, h, LINK_CHAIN);
-        f->s_rst = list.head;
-    }
-}
-
-static void
-discard(Compare *e, Held *h)
-{
-    if (!(h->flags & HELD_STORED)) {
-        h->flags |= HELD_DONE;
-        return;
-    }
-    dgram_unindex(e, h);
-    engine_unage(e, h);
-    e->n_lent[h->side] -= h->lent;
-    e->stats.held_frames[h->side]--;
-    e->stats.held_bytes_side[h->side] -= h->parts.head ? 0 : h->frame_len;
-    slab_release(e->slab, h);
-}
-
-static void
-discard_part(Compare *e, Held *part)
-{
-    e->stats.held_frames[part->side]--;
-    e->stats.held_bytes_side[part->side] -= part->frame_len;
-    slab_release(e->slab, part);
-}
-
-void
-engine_forget(Compare *e, Held *h)
-{
-    Held *following;
-
-    for (Held *part = h->parts.head; part; part = following) {
-        following = part->link[LINK_FIFO].next;
-        discard_part(e, part);
-    }
-    discard(e, h);
-}
-
-/* --- releasing --- */
-
-static void
-release_frame(Compare *e, const Held *h, const uint8_t *bytes, uint32_t len, CompareWhy why)
-{
-    CompareRelease release = {.bytes = bytes,
-                              .len = len,
-                              .vnet_hdr_len = h->vnet_hdr_len,
-                              .cookie = h->cookie,
-                              .why = why,
-                              .held_ns = e->now_ns - h->arrival_ns,
-                              .lent = h->lent && bytes == h->frame};
-
-    e->stats.released[why]++;
-    e->stats.hold_ns_total += (uint64_t)release.held_ns;
-    if (release.held_ns > e->stats.hold_ns_max)
-        e->stats.hold_ns_max = release.held_ns;
-    e->ops.release(e->opaque, &release);
-}
-
-/* What is left of a segment whose first bytes have left. */
-static void
-release_rest(Compare *e, const Held *h, uint32_t ack, uint16_t window, CompareWhy why)
-{
-    uint32_t len = patch_part(h, e->scratch, h->cut, h->seq + h->payload_len, ack, window);
-
-    release_frame(e, h, e->scratch, len, why);
-}
-
-void
-engine_release(Compare *e, Held *h, CompareWhy why)
-{
-    Held *following;
-
-    for (Held *part = h->parts.head; part; part = following) {
-        following = part->link[LINK_FIFO].next;
-        release_frame(e, part, part->frame, part->frame_len, why);
-        discard_part(e, part);
-    }
-    if (h->flags & HELD_CUT)
-        release_rest(e, h, h->ack, patch_window_field(h), why);
-    else if (!h->parts.head)
-        release_frame(e, h, h->frame, h->frame_len, why);
-    discard(e, h);
-}
-
-void
-engine_release_as(Compare *e, Held *h, uint32_t ack, uint16_t window)
-{
-    bool ack_lowered = ack != h->ack;
-    bool window_lowered = window != patch_window_field(h);
-    CompareWhy why = ack_lowered ? COMPARE_RELEASED_ACK_LOWERED : COMPARE_RELEASED_MATCHED;
-
-    if (!ack_lowered && !window_lowered) {
-        engine_release(e, h, why);
-        return;
-    }
-    e->stats.windows_lowered += window_lowered;
-    if (h->flags & HELD_CUT)
-        release_rest(e, h, ack, window, why);
-    else
-        release_frame(e, h, patch_tcp(h, e->scratch, ack, window), h->frame_len, why);
-    discard(e, h);
-}
-
-void
-engine_release_part(Compare *e, Held *h, uint32_t to, uint32_t ack, uint16_t window)
-{
-    uint32_t from = h->flags & HELD_CUT ? h->cut : h->seq;
-    uint32_t len = patch_part(h, e->scratch, from, to, ack, window);
-
-    h->flags |= HELD_CUT;
-    h->cut = to;
-    release_frame(e, h, e->scratch, len, COMPARE_RELEASED_PART);
 }
 
 /* --- divergence --- */
@@ -442,9 +215,8 @@ forget_list(Compare *e, HeldList *list, HeldLinkKind kind, uint16_t flag)
     }
 }
 
-/* What the secondary said of a flow that waits for a checkpoint is of no more use. */
-static void
-forget_secondary(Compare *e, Flow *f)
+void
+engine_forget_secondary(Compare *e, Flow *f)
 {
     HeldList rst = {.head = f->s_rst};
 
@@ -539,7 +311,7 @@ route_hashed(Compare *e, Held *h, const Frame *frame, uint32_t hash)
     else
         dgram_process(e, f, h);
     if (f->flags & FLOW_DIVERGED)
-        forget_secondary(e, f);
+        engine_forget_secondary(e, f);
     return 0;
 }
 
@@ -575,22 +347,6 @@ static bool
 policy_passes(const Compare *e, FrameClass cls)
 {
     return has_policy(cls) && e->config.policy[cls] == COMPARE_POLICY_PASS;
-}
-
-static int
-store_future(Compare *e, Held *h)
-{
-    Held *stored = slab_alloc(e->slab, sizeof(*stored) + h->frame_len);
-
-    if (!stored)
-        return engine_out_of_memory(e);
-    *stored = *h;
-    stored->flags |= HELD_STORED;
-    copy_frame(stored);
-    held_list_append(&e->future, stored, LINK_AGE);
-    e->stats.held_frames[h->side]++;
-    e->stats.held_bytes_side[h->side] += h->frame_len;
-    return 0;
 }
 
 /* Takes a frame of the current epoch. @h is on the stack, or stored and on the list of held ones.
@@ -656,13 +412,13 @@ submit_parsed(Compare *e, CompareSide side, const CompareFrame *in, const Frame 
     } else if (in->epoch == e->epoch) {
         r = take_current(e, &h, frame, hash);
         if (!r && !(h.flags & HELD_DONE) && !engine_store(e, &h)) {
-            unlink_from_flow(&h);
+            engine_unlink(&h);
             r = engine_out_of_memory(e);
         }
     } else if (in->epoch < e->epoch) {
         take_stale(e, &h, frame);
     } else {
-        r = store_future(e, &h);
+        r = engine_store_future(e, &h);
     }
     if (r < 0)
         e->stats.refused++;
@@ -678,7 +434,7 @@ compare_submit(Compare *e, CompareSide side, const CompareFrame *in, int64_t now
 
     if (in->len > FRAME_MAX_BYTES)
         return -EMSGSIZE;
-    advance(e, now_ns);
+    engine_advance(e, now_ns);
     frame_parse(in->bytes, in->len, in->vnet_hdr_len, &frame);
     return submit_parsed(e, side, in, &frame, flow_key_hash(e->flows, &frame.key));
 }
@@ -721,7 +477,7 @@ compare_submit_batch(Compare *e, CompareSide side, const CompareFrame *frames, s
 {
     size_t done = 0;
 
-    advance(e, now_ns);
+    engine_advance(e, now_ns);
     while (done < n) {
         size_t some = n - done < BATCH ? n - done : BATCH;
         size_t taken = submit_some(e, side, frames + done, some, ret_error);
@@ -742,128 +498,6 @@ compare_lend_batch(Compare *e, CompareSide side, const CompareFrame *frames, siz
 
     e->lending = false;
     return done;
-}
-
-void
-compare_settle(Compare *e, CompareSide side)
-{
-    /* They came last of this side, so no frame of the other is passed twice. */
-    for (Held *h = e->age.tail; e->n_lent[side] > 0; h = h->link[LINK_AGE].prev) {
-        if (!h->lent || h->side != side)
-            continue;
-        copy_frame(h);
-        e->n_lent[side]--;
-    }
-}
-
-uint32_t
-compare_lent(const Compare *e, CompareSide side)
-{
-    return e->n_lent[side];
-}
-
-/* --- timeouts --- */
-
-static void
-report_timeout(Compare *e, const Held *h)
-{
-    Flow *f = h->flow;
-    bool primary = h->side == COMPARE_PRIMARY;
-    bool tcp = frame_key_class(&f->key) == FRAME_TCP;
-    const Held *p = primary ? h : f->p_chain.head;
-    const Held *s = primary ? f->s_chain.head : h;
-    DiffSpot spot = tcp ? tcp_stuck_at(f) : dgram_first_difference(p, s);
-
-    engine_diverge(e, f, primary ? COMPARE_RULE_TIMEOUT_PRIMARY : COMPARE_RULE_TIMEOUT_SECONDARY,
-                   spot, p, s);
-    forget_secondary(e, f);
-}
-
-/* True: @h was an announcement, and is no more. */
-static bool
-ignore_announcement(Compare *e, Held *h)
-{
-    if (!e->config.ignore_announcements || h->side == COMPARE_PRIMARY || !dgram_is_announcement(h))
-        return false;
-    e->stats.announcements++;
-    dgram_forget_secondary(e, h);
-    return true;
-}
-
-static bool
-is_covered(const Held *h)
-{
-    return frame_key_class(&h->flow->key) == FRAME_TCP && tcp_is_covered(h->flow, h);
-}
-
-/* Of those that have waited long enough each is looked at once; what moves it on later is another
- * frame of its flow, and tcp_process() looks then. */
-static void
-release_parts(Compare *e)
-{
-    while (e->part_check && e->now_ns - e->part_check->arrival_ns >= e->config.part_ns) {
-        Held *h = e->part_check;
-
-        e->part_check = h->link[LINK_AGE].next;
-        if (h->flow && h == h->flow->fifo.head && frame_key_class(&h->flow->key) == FRAME_TCP)
-            tcp_release_part(e, h->flow);
-    }
-}
-
-static void
-release_waiting_acks(Compare *e)
-{
-    while (!e->checkpointing && e->age_ack &&
-           e->now_ns - e->age_ack->arrival_ns >= e->window_wait_ns) {
-        Held *h = e->age_ack;
-
-        find_age_ack(e, h->link[LINK_AGE].next);
-        if (h->flags & HELD_IN_FIFO)
-            tcp_waited_for_window(e, h);
-    }
-}
-
-void
-compare_tick(Compare *e, int64_t now_ns)
-{
-    advance(e, now_ns);
-    if (e->config.part_ns > 0)
-        release_parts(e);
-    release_waiting_acks(e); /* first: what only waited for this has not timed out */
-    while (!e->checkpointing && e->age_check &&
-           e->now_ns - e->age_check->arrival_ns >= e->config.timeout_ns) {
-        Held *h = e->age_check;
-
-        e->age_check = h->link[LINK_AGE].next;
-        if (h->frag_set)
-            fragment_timeout(e, h);
-        else if (h->flow && !(h->flow->flags & FLOW_DIVERGED) && !is_covered(h) &&
-                 !ignore_announcement(e, h))
-            report_timeout(e, h);
-    }
-    flow_table_expire(e->flows, e->now_s, (uint32_t)(e->config.flow_idle_ns / NS_PER_S),
-                      (uint32_t)(e->config.flow_closed_ns / NS_PER_S));
-}
-
-int64_t
-compare_next_deadline_ns(const Compare *e)
-{
-    int64_t timeout_ns = deadline_of(e->age_check, e->config.timeout_ns);
-    int64_t ack_ns = deadline_of(e->age_ack, e->window_wait_ns);
-    int64_t part_ns =
-        e->config.part_ns > 0 ? deadline_of(e->part_check, e->config.part_ns) : INT64_MAX;
-
-    if (e->checkpointing)
-        return part_ns;
-    if (ack_ns < timeout_ns)
-        timeout_ns = ack_ns;
-    return timeout_ns < part_ns ? timeout_ns : part_ns;
-}
-
-int64_t
-compare_oldest_ns(const Compare *e)
-{
-    return e->age_check && !e->checkpointing ? e->age_check->arrival_ns : INT64_MAX;
 }
 
 /* --- checkpoints --- */
@@ -936,7 +570,7 @@ compare_commit(Compare *e, uint64_t epoch, int64_t now_ns)
 
     if (epoch <= e->epoch)
         return -EINVAL;
-    advance(e, now_ns);
+    engine_advance(e, now_ns);
     release_all(e);
     e->epoch = epoch;
     e->checkpointing = e->memory_reported = e->flows_reported = e->overflow = false;
@@ -955,7 +589,7 @@ compare_flush(Compare *e, int64_t now_ns)
     HeldList list = e->future;
     Held *following;
 
-    advance(e, now_ns);
+    engine_advance(e, now_ns);
     release_all(e);
     e->future = (HeldList){0};
     for (Held *h = list.head; h; h = following) {

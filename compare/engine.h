@@ -72,6 +72,26 @@ typedef struct DiffSpot {
 
 /** Takes in what the rules need of @frame. */
 void engine_describe(Compare *e, Held *h, const Frame *frame);
+/** Finds the flow of @frame and runs its rules over @h.
+ *
+ * Return: 0, or -ENOBUFS if there is no room for a flow (reported).
+ */
+int engine_route(Compare *e, Held *h, const Frame *frame);
+/** The memory bound was met: reported once an epoch. Return: -ENOBUFS. */
+int engine_out_of_memory(Compare *e);
+/** Reports that @p and @s (either may be NULL) differ; at most once per flow and epoch. */
+void engine_diverge(Compare *e, Flow *f, CompareRule rule, DiffSpot spot, const Held *p,
+                    const Held *s);
+/** The same for what is not of one flow; @key may be NULL. */
+void engine_report(Compare *e, const FlowKey *key, CompareRule rule, DiffSpot spot, const Held *p,
+                   const Held *s);
+/** What the secondary said of a flow that waits for a checkpoint is of no more use. */
+void engine_forget_secondary(Compare *e, Flow *f);
+/** The caller's time; going backwards counts as standing still. */
+void engine_advance(Compare *e, int64_t now_ns);
+
+/* held.c */
+
 /** Releases a frame of the primary that is on no flow list, and frees it. */
 void engine_release(Compare *e, Held *h, CompareWhy why);
 /** The same for a TCP segment that matched, with this ack and this window field. */
@@ -91,19 +111,13 @@ Held *engine_store(Compare *e, Held *h);
 void engine_unage(Compare *e, Held *h);
 /** Puts @h at the end of the list of all held frames. */
 void engine_age(Compare *e, Held *h);
-/** Finds the flow of @frame and runs its rules over @h.
- *
- * Return: 0, or -ENOBUFS if there is no room for a flow (reported).
- */
-int engine_route(Compare *e, Held *h, const Frame *frame);
-/** The memory bound was met: reported once an epoch. Return: -ENOBUFS. */
-int engine_out_of_memory(Compare *e);
-/** Reports that @p and @s (either may be NULL) differ; at most once per flow and epoch. */
-void engine_diverge(Compare *e, Flow *f, CompareRule rule, DiffSpot spot, const Held *p,
-                    const Held *s);
-/** The same for what is not of one flow; @key may be NULL. */
-void engine_report(Compare *e, const FlowKey *key, CompareRule rule, DiffSpot spot, const Held *p,
-                   const Held *s);
+/** Stores a frame of an epoch to come. Return: 0, or -ENOBUFS if there is no room (reported). */
+int engine_store_future(Compare *e, Held *h);
+/** Undoes the links of a frame that could not be stored. It is offered again later. */
+void engine_unlink(Held *h);
+/** Moves the mark to the first ack of the primary from @h on. It only moves on, so that each frame
+ * is passed once. */
+void engine_seek_age_ack(Compare *e, Held *h);
 
 /* tcp.c */
 
@@ -120,6 +134,9 @@ bool tcp_is_covered(const Flow *f, const Held *h);
 void tcp_window_moved(Compare *e, Flow *f);
 /** Lets what is equal of the first segment of @f leave, if it has waited for the rest for long. */
 void tcp_release_part(Compare *e, Flow *f);
+
+/* tcp-stream.c */
+
 /** A frame of @f waited too long: where the stream is stuck. */
 DiffSpot tcp_stuck_at(const Flow *f);
 

@@ -3,10 +3,8 @@
 /*
  * Theory of operation
  *
- * Flows live in one array. An open-addressed table of words, hash in the upper half and index in
- * the lower, finds them: a lookup normally touches one line of the table and one flow. The table
- * has twice as many slots as there can be flows, and deletion shifts back what follows, so that
- * probe sequences stay short without tombstones.
+ * Flows live in one array; FlowSlots finds them, so a lookup normally touches one line of it and
+ * one flow.
  *
  * Expiry: two FIFO lists, one for flows that are closed or never got past the handshake, one for
  * the rest. A packet only writes last_seen_s; a flow that reaches the head of its list and was used
@@ -17,8 +15,6 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 
 enum {
     EVICT_TRIES = 32,   /* flows looked at before the table counts as full */
@@ -30,42 +26,21 @@ typedef struct ExpiryList {
 } ExpiryList;
 
 struct FlowTable {
-    uint64_t *slots; /* hash << 32 | index + 1; 0: empty */
+    FlowSlots slots;
     Flow *flows;
-    uint32_t slot_mask;
     uint32_t flows_max;
     uint32_t n_flows;
     uint32_t n_used_once; /* flows[] from here on was never used */
     uint32_t free_head;   /* linked by expiry_next */
     ExpiryList lists[2];  /* [1]: short */
-    HashKey key;
     uint64_t n_expired;
     uint64_t n_evicted;
 };
-
-static void *
-map_zeroed(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
-
-    if (p == MAP_FAILED)
-        return NULL;
-    /* Best effort: 100,000 flows are 20 MB, and each lookup is a random access. */
-    (void)madvise(p, bytes, MADV_HUGEPAGE);
-    return p;
-}
 
 static size_t
 flows_bytes(const FlowTable *t)
 {
     return (size_t)t->flows_max * sizeof(Flow);
-}
-
-static size_t
-slots_bytes(const FlowTable *t)
-{
-    return ((size_t)t->slot_mask + 1) * sizeof(uint64_t);
 }
 
 int
@@ -76,14 +51,11 @@ flow_table_new(uint32_t flows_max, const HashKey *key, FlowTable **ret_table)
     if (!t)
         return -ENOMEM;
     t->flows_max = flows_max;
-    t->slot_mask = flows_max * 2 - 1;
-    t->key = *key;
     t->free_head = FLOW_NONE;
     for (int i = 0; i < 2; i++)
         t->lists[i] = (ExpiryList){FLOW_NONE, FLOW_NONE};
-    t->slots = map_zeroed(slots_bytes(t));
-    t->flows = map_zeroed(flows_bytes(t));
-    if (!t->slots || !t->flows) {
+    t->flows = flow_slots_map(flows_bytes(t));
+    if (flow_slots_init(&t->slots, flows_max, key) < 0 || !t->flows) {
         flow_table_free(t);
         return -ENOMEM;
     }
@@ -96,40 +68,27 @@ flow_table_free(FlowTable *t)
 {
     if (!t)
         return;
-    if (t->slots)
-        (void)munmap(t->slots, slots_bytes(t));
-    if (t->flows)
-        (void)munmap(t->flows, flows_bytes(t));
+    flow_slots_clear(&t->slots);
+    flow_slots_unmap(t->flows, flows_bytes(t));
     free(t);
 }
 
 uint32_t
 flow_key_hash(const FlowTable *t, const FlowKey *key)
 {
-    uint64_t h;
-
-    /* IPv4 leaves w[1..3] zero, and w[5] without VLAN. The number of words is hashed too, and the
-     * class in w[4] tells the kinds apart. */
-    if (!(key->w[1] | key->w[2] | key->w[3])) {
-        const uint64_t words[3] = {key->w[0], key->w[4], key->w[5]};
-
-        h = keyed_hash(&t->key, words, key->w[5] ? 3 : 2);
-    } else {
-        h = keyed_hash(&t->key, key->w, FRAME_KEY_WORDS);
-    }
-    return (uint32_t)(h ^ (h >> 32));
+    return flow_slots_hash(&t->slots, key);
 }
 
 void
 flow_table_prefetch_slot(const FlowTable *t, uint32_t hash)
 {
-    __builtin_prefetch(&t->slots[hash & t->slot_mask]);
+    __builtin_prefetch(&t->slots.words[hash & t->slots.mask]);
 }
 
 void
 flow_table_prefetch_flow(const FlowTable *t, uint32_t hash)
 {
-    uint64_t slot = t->slots[hash & t->slot_mask];
+    uint64_t slot = t->slots.words[hash & t->slots.mask];
 
     if (!slot)
         return;
@@ -143,10 +102,10 @@ flow_table_prefetch_flow(const FlowTable *t, uint32_t hash)
 Flow *
 flow_table_find(const FlowTable *t, const FlowKey *key, uint32_t hash)
 {
-    for (uint32_t i = hash & t->slot_mask; t->slots[i]; i = (i + 1) & t->slot_mask) {
-        if (t->slots[i] >> 32 != hash)
-            continue;
-        Flow *f = &t->flows[(uint32_t)t->slots[i] - 1];
+    uint32_t at = hash, index;
+
+    while ((index = flow_slots_next(&t->slots, hash, &at)) != FLOW_NONE) {
+        Flow *f = &t->flows[index];
 
         if (flow_key_equal(&f->key, key))
             return f;
@@ -194,32 +153,11 @@ expiry_remove(FlowTable *t, Flow *f)
 }
 
 static void
-slot_delete(FlowTable *t, uint32_t i)
-{
-    uint32_t hole = i;
-
-    t->slots[hole] = 0;
-    for (uint32_t j = (i + 1) & t->slot_mask; t->slots[j]; j = (j + 1) & t->slot_mask) {
-        uint32_t home = (uint32_t)(t->slots[j] >> 32) & t->slot_mask;
-
-        /* Move back unless its home lies between the hole and itself. */
-        if (((j - home) & t->slot_mask) >= ((j - hole) & t->slot_mask)) {
-            t->slots[hole] = t->slots[j];
-            t->slots[j] = 0;
-            hole = j;
-        }
-    }
-}
-
-static void
 flow_remove(FlowTable *t, Flow *f)
 {
     uint32_t index = flow_index(t, f);
-    uint32_t i = f->hash & t->slot_mask;
 
-    while ((uint32_t)t->slots[i] != index + 1)
-        i = (i + 1) & t->slot_mask;
-    slot_delete(t, i);
+    flow_slots_remove(&t->slots, f->hash, index);
     expiry_remove(t, f);
     f->expiry_next = t->free_head;
     t->free_head = index;
@@ -262,11 +200,7 @@ flow_table_add(FlowTable *t, const FlowKey *key, uint32_t hash, uint32_t now_s)
     Flow *f = &t->flows[index];
 
     *f = (Flow){.key = *key, .hash = hash, .last_seen_s = now_s};
-    uint32_t i = hash & t->slot_mask;
-
-    while (t->slots[i])
-        i = (i + 1) & t->slot_mask;
-    t->slots[i] = ((uint64_t)hash << 32) | (index + 1);
+    flow_slots_insert(&t->slots, hash, index);
     expiry_append(t, f, now_s);
     t->n_flows++;
     return f;

@@ -6,11 +6,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "flow-slots.h"
 #include "held.h"
-#include "keyed-hash.h"
 
 enum {
-    FLOW_NONE = UINT32_MAX,
     FLOW_BYTES_MAX = 192,     /* with 16 of the table: 208 for an idle flow */
     FLOW_HAS_WINDOW = 1 << 0, /* TCP: base and next are known: a flag, never a number */
     FLOW_HAS_P_SYN = 1 << 1,
@@ -84,14 +83,6 @@ void flow_table_expire(FlowTable *table, uint32_t now_s, uint32_t idle_s, uint32
 uint32_t flow_table_count(const FlowTable *table);
 uint64_t flow_table_expired(const FlowTable *table);
 uint64_t flow_table_evicted(const FlowTable *table);
-
-static inline bool
-flow_key_equal(const FlowKey *a, const FlowKey *b)
-{
-    /* Word by word: a vector load of what was just stored in words would have to wait for them. */
-    return a->w[0] == b->w[0] && a->w[4] == b->w[4] && a->w[1] == b->w[1] && a->w[2] == b->w[2] &&
-           a->w[3] == b->w[3] && a->w[5] == b->w[5];
-}
 
 static inline bool
 flow_is_empty(const Flow *f)

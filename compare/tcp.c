@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* tcp.c - TCP as byte streams: what the secondary has said too may leave */
+/* tcp.c - TCP: what the secondary has said too may leave; connections */
 /*
  * Theory of operation
  *
- * A flow is what the guest sends on one connection. Sequence space is compared, not segments: a
- * segment covers [seq, end), SYN and FIN taking one number each. [base, next) is what both sides
- * are known to have sent alike. Each side has a chain of segments that stick out of it, by
- * sequence; whenever both cover `next` the overlap is compared and `next` moves on, and likewise
- * downwards from `base` for flows that were first seen in the middle and out of order.
+ * A flow is what the guest sends on one connection. What both sides have sent alike is a window in
+ * sequence space, and what sticks out of it is on a chain per side: see tcp-stream.c. Here is what
+ * follows from it: which frames leave, and where connections begin and end.
  *
  * The primary's segments also are on a FIFO in arrival order. Its head leaves when it is off the
  * chain (all its range is in the window, so a retransmission of released bytes is off at once) and
@@ -40,322 +38,17 @@
  * After a divergence nothing of the flow is compared until a checkpoint is committed: the primary's
  * frames queue, the secondary's are forgotten.
  */
-#include <string.h>
-
 #include "engine.h"
 #include "seq.h"
+#include "tcp-stream.h"
 #include "window.h"
 
-/* The window is kept shorter than half the sequence space, or "before base" and "after next" would
- * be the same. 2^30 is also the largest TCP window (RFC 7323). */
-#define WINDOW_MAX (UINT32_C(1) << 30)
 /* How far into a connection a segment may be that overtook the SYN. Small, so that segments of the
  * connection before on the same ports rarely are taken for it. */
 #define EARLY_MAX (UINT32_C(1) << 20)
 /* Acks that wait for the secondary's window behind the first that does; bounds what an event costs.
  */
 #define WAITING_ACKS_MAX 16
-
-static bool
-is_syn(const Held *h)
-{
-    return h->tcp_flags & FRAME_TCP_SYN;
-}
-
-static bool
-is_fin(const Held *h)
-{
-    return h->tcp_flags & FRAME_TCP_FIN;
-}
-
-static bool
-is_rst(const Held *h)
-{
-    return h->tcp_flags & FRAME_TCP_RST;
-}
-
-static uint32_t
-data_seq(const Held *h)
-{
-    return h->seq + (is_syn(h) ? 1 : 0);
-}
-
-static uint32_t
-data_end(const Held *h)
-{
-    return data_seq(h) + h->payload_len;
-}
-
-static const uint8_t *
-data_at(const Held *h, uint32_t seq)
-{
-    return held_payload(h) + (seq - data_seq(h));
-}
-
-static uint32_t
-stream_offset(const Flow *f, uint32_t seq)
-{
-    return f->flags & FLOW_HAS_P_SYN ? seq - (f->p_isn + 1) : seq - f->base;
-}
-
-static uint32_t
-payload_pos(const Held *h, uint32_t seq)
-{
-    return h && seq - data_seq(h) < h->payload_len ? seq - data_seq(h) : 0;
-}
-
-static void
-diverge_at(Compare *e, Flow *f, CompareRule rule, uint32_t seq, const Held *p, const Held *s)
-{
-    DiffSpot spot = {stream_offset(f, seq), payload_pos(p, seq), payload_pos(s, seq)};
-
-    engine_diverge(e, f, rule, spot, p, s);
-}
-
-/* For rules that concern one frame, or no particular place. */
-static void
-diverge_here(Compare *e, Flow *f, CompareRule rule, const Held *h)
-{
-    bool primary = h->side == COMPARE_PRIMARY;
-
-    diverge_at(e, f, rule, h->seq, primary ? h : NULL, primary ? NULL : h);
-}
-
-DiffSpot
-tcp_stuck_at(const Flow *f)
-{
-    uint32_t seq = f->next;
-
-    if (!(f->flags & FLOW_HAS_WINDOW))
-        return (DiffSpot){0};
-    return (DiffSpot){stream_offset(f, seq), payload_pos(f->p_chain.head, seq),
-                      payload_pos(f->s_chain.head, seq)};
-}
-
-static void
-set_window(Flow *f, uint32_t base, uint32_t next)
-{
-    if (next - base > WINDOW_MAX)
-        base = next - WINDOW_MAX;
-    f->base = base;
-    f->next = next;
-    f->flags |= FLOW_HAS_WINDOW;
-}
-
-/* True: all of @h lies in the window, so it was compared or committed before. */
-static bool
-in_window(const Flow *f, const Held *h)
-{
-    uint32_t length = f->next - f->base;
-
-    return (f->flags & FLOW_HAS_WINDOW) && h->seq - f->base <= length && h->end - f->base <= length;
-}
-
-static void
-chain_remove(Flow *f, Held *h)
-{
-    held_list_remove(h->side == COMPARE_PRIMARY ? &f->p_chain : &f->s_chain, h, LINK_CHAIN);
-    h->flags &= (uint16_t)~HELD_IN_CHAIN;
-}
-
-/* All of @h is in the window. The primary's still waits in the FIFO. */
-static void
-consume(Compare *e, Flow *f, Held *h)
-{
-    chain_remove(f, h);
-    if (h->side == COMPARE_SECONDARY)
-        engine_forget(e, h);
-}
-
-/* Sorted from the tail, where segments normally belong. */
-static void
-chain_insert(Compare *e, Flow *f, Held *h)
-{
-    HeldList *chain = h->side == COMPARE_PRIMARY ? &f->p_chain : &f->s_chain;
-    Held *where = chain->tail;
-    int steps = 0;
-
-    while (where && seq_gt(where->seq, h->seq) && steps++ < ENGINE_MAX_WALK)
-        where = where->link[LINK_CHAIN].prev;
-    held_list_insert_after(chain, where, h, LINK_CHAIN);
-    h->flags |= HELD_IN_CHAIN;
-    if (steps > ENGINE_MAX_WALK)
-        diverge_here(e, f, COMPARE_RULE_REORDER, h);
-}
-
-/* --- comparing --- */
-
-static void
-payload_differs(Compare *e, Flow *f, const Held *p, const Held *s, uint32_t lo, uint32_t hi)
-{
-    while (seq_lt(lo, hi) && *data_at(p, lo) == *data_at(s, lo))
-        lo++;
-    diverge_at(e, f, COMPARE_RULE_PAYLOAD, lo, p, s);
-}
-
-/* Compares [lo, hi), which both cover. False: a divergence was reported. */
-static bool
-range_equal(Compare *e, Flow *f, const Held *p, const Held *s, uint32_t lo, uint32_t hi)
-{
-    bool p_syn = is_syn(p) && p->seq == lo;
-    bool s_syn = is_syn(s) && s->seq == lo;
-    bool p_fin = is_fin(p) && p->end == hi;
-    bool s_fin = is_fin(s) && s->end == hi;
-
-    if (p_syn != s_syn) {
-        diverge_at(e, f, COMPARE_RULE_SYN, lo, p, s);
-        return false;
-    }
-    uint32_t data_lo = seq_max(lo, seq_max(data_seq(p), data_seq(s)));
-    uint32_t data_hi = seq_min(hi, seq_min(data_end(p), data_end(s)));
-
-    if (seq_lt(data_lo, data_hi) &&
-        memcmp(data_at(p, data_lo), data_at(s, data_lo), data_hi - data_lo) != 0) {
-        payload_differs(e, f, p, s, data_lo, data_hi);
-        return false;
-    }
-    if (p_fin != s_fin) {
-        diverge_at(e, f, COMPARE_RULE_FIN, hi - 1, p, s);
-        return false;
-    }
-    return true;
-}
-
-/* First segment of @chain that reaches beyond `next`; consumes those wholly in the window on the
- * way. Those below the window are passed over: there are few, or it is no real stack. */
-static Held *
-first_live(Compare *e, Flow *f, HeldList *chain)
-{
-    Held *following;
-    int below = 0;
-
-    for (Held *h = chain->head; h; h = following) {
-        following = h->link[LINK_CHAIN].next;
-        if (seq_gt(h->end, f->next))
-            return h;
-        if (seq_geq(h->seq, f->base))
-            consume(e, f, h);
-        else if (++below > ENGINE_MAX_WALK) {
-            diverge_here(e, f, COMPARE_RULE_REORDER, h);
-            return NULL;
-        }
-    }
-    return NULL;
-}
-
-static void
-match_up(Compare *e, Flow *f)
-{
-    while (!(f->flags & FLOW_DIVERGED)) {
-        Held *p = first_live(e, f, &f->p_chain);
-        Held *s = first_live(e, f, &f->s_chain);
-
-        if (!p || !s || seq_gt(p->seq, f->next) || seq_gt(s->seq, f->next))
-            return;
-        if (s->flags & HELD_DIGEST) {
-            uint32_t equal = digest_match(e, f, p, s);
-
-            if (equal == f->next)
-                return;
-            set_window(f, f->base, equal);
-            continue;
-        }
-        uint32_t hi = seq_min(p->end, s->end);
-
-        if (!range_equal(e, f, p, s, f->next, hi))
-            return;
-        set_window(f, f->base, hi);
-    }
-}
-
-/* A segment that starts below `base` and reaches it. */
-static Held *
-below_base(Compare *e, Flow *f, const HeldList *chain)
-{
-    int steps = 0;
-
-    for (Held *h = chain->head; h && seq_lt(h->seq, f->base); h = h->link[LINK_CHAIN].next) {
-        if (seq_geq(h->end, f->base))
-            return h;
-        if (++steps > ENGINE_MAX_WALK) {
-            diverge_here(e, f, COMPARE_RULE_REORDER, h);
-            return NULL;
-        }
-    }
-    return NULL;
-}
-
-static void
-match_down(Compare *e, Flow *f)
-{
-    while (!(f->flags & FLOW_DIVERGED)) {
-        Held *p = below_base(e, f, &f->p_chain);
-        Held *s = p ? below_base(e, f, &f->s_chain) : NULL;
-
-        if (!s || f->next - f->base >= WINDOW_MAX)
-            return;
-        if (s->flags & HELD_DIGEST) {
-            digest_want(e, s);
-            return;
-        }
-        uint32_t lo = seq_max(p->seq, s->seq);
-
-        if (!range_equal(e, f, p, s, lo, f->base))
-            return;
-        set_window(f, lo, f->next);
-        (void)first_live(e, f, &f->p_chain);
-        (void)first_live(e, f, &f->s_chain);
-    }
-}
-
-static void
-match(Compare *e, Flow *f)
-{
-    Held *p = f->p_chain.head;
-    Held *s = f->s_chain.head;
-
-    if (!p || !s)
-        return;
-    if (!(f->flags & FLOW_HAS_WINDOW)) {
-        /* First seen in the middle: start where both are; what lies below is matched downwards. */
-        uint32_t start = seq_max(p->seq, s->seq);
-
-        set_window(f, start, start);
-    }
-    match_up(e, f);
-    if (f->p_chain.head && f->s_chain.head && seq_lt(f->p_chain.head->seq, f->base) &&
-        seq_lt(f->s_chain.head->seq, f->base))
-        match_down(e, f);
-}
-
-static bool
-payload_equal(const Compare *e, const Held *h, const Held *other)
-{
-    if (h->flags & HELD_DIGEST)
-        return digest_equal(e, other, h);
-    if (other->flags & HELD_DIGEST)
-        return digest_equal(e, h, other);
-    return memcmp(held_payload(h), held_payload(other), h->payload_len) == 0;
-}
-
-/* The common case without detours: @h, the next segment, against the same segment of the other
- * side. False: not that case, or different; match() then finds out. */
-static bool
-match_next(Compare *e, Flow *f, const Held *h)
-{
-    bool primary = h->side == COMPARE_PRIMARY;
-    Held *other = primary ? f->s_chain.head : f->p_chain.head;
-
-    if (!other || (primary ? f->p_chain.head : f->s_chain.head) || h->seq != f->next ||
-        other->seq != h->seq || other->end != h->end || !(f->flags & FLOW_HAS_WINDOW) ||
-        ((h->tcp_flags | other->tcp_flags) & (FRAME_TCP_SYN | FRAME_TCP_FIN | FRAME_TCP_RST)) ||
-        !payload_equal(e, h, other))
-        return false;
-    set_window(f, f->base, h->end);
-    consume(e, f, other);
-    (void)first_live(e, f, primary ? &f->s_chain : &f->p_chain); /* repeated ones behind it */
-    return true;
-}
 
 /* --- releasing --- */
 
@@ -424,7 +117,7 @@ rst_matched(Compare *e, Flow *f, const Held *p)
     if (!instead && (f->flags & FLOW_BACKLOG_S)) /* which begins with a SYN */
         instead = first_in_backlog(f, COMPARE_SECONDARY);
     if (instead)
-        diverge_at(e, f, COMPARE_RULE_RST, p->seq, p, instead);
+        stream_diverge(e, f, COMPARE_RULE_RST, p->seq, p, instead);
     return false;
 }
 
@@ -437,7 +130,7 @@ check_refused(Compare *e, Flow *f)
 
     const Held *p = first_in_backlog(f, COMPARE_PRIMARY);
 
-    diverge_at(e, f, COMPARE_RULE_RST, p->seq, p, f->s_rst);
+    stream_diverge(e, f, COMPARE_RULE_RST, p->seq, p, f->s_rst);
 }
 
 /* True if @h, all of whose bytes match, may leave as far as its ack goes. */
@@ -452,7 +145,7 @@ ack_allows(const Flow *f, Held *h)
     if (seq_leq(h->ack, f->s_ack))
         return true;
     /* A reassembled datagram has its header in the first of several frames: not worth patching. */
-    if (!h->payload_len || is_syn(h) || h->parts.head)
+    if (!h->payload_len || tcp_is_syn(h) || h->parts.head)
         return false;
     h->flags |= HELD_LOWERED;
     return true;
@@ -464,7 +157,7 @@ note_ack(Flow *f, const Held *h)
     if (!(h->tcp_flags & FRAME_TCP_ACK))
         return;
     window_note_primary(f, h);
-    if (!(f->flags & FLOW_HAS_P_ACK) || is_syn(h) || seq_gt(h->ack, f->p_ack))
+    if (!(f->flags & FLOW_HAS_P_ACK) || tcp_is_syn(h) || seq_gt(h->ack, f->p_ack))
         f->p_ack = h->ack;
     f->flags |= FLOW_HAS_P_ACK;
 }
@@ -479,7 +172,7 @@ is_in_the_way(const Flow *f, const Held *h)
         if (++steps > WAITING_ACKS_MAX)
             return true;
         if (!(h->flags & HELD_PURE_ACK))
-            return !(h->flags & HELD_IN_CHAIN) || in_window(f, h);
+            return !(h->flags & HELD_IN_CHAIN) || stream_has(f, h);
     }
     return false;
 }
@@ -497,7 +190,7 @@ let_go(Compare *e, Flow *f, Held *h)
     uint32_t ack = ack_of(f, h);
     uint16_t window = window_allowed(e, f, h, ack);
 
-    if (is_fin(h))
+    if (tcp_is_fin(h))
         f->flags |= FLOW_CLOSED;
     window_note_said(f, h, ack, window);
     note_ack(f, h);
@@ -512,14 +205,14 @@ release_fifo(Compare *e, Flow *f)
     while (f->fifo.head && !(f->flags & FLOW_DIVERGED)) {
         Held *h = f->fifo.head;
 
-        if ((h->flags & HELD_IN_CHAIN) && in_window(f, h))
-            chain_remove(f, h); /* it was behind a longer one, which is not through yet */
+        if ((h->flags & HELD_IN_CHAIN) && stream_has(f, h))
+            stream_remove(f, h); /* it was behind a longer one, which is not through yet */
         if (h->flags & HELD_IN_CHAIN) {
             if (f->s_rst && !f->s_chain.head)
-                diverge_at(e, f, COMPARE_RULE_RST, h->seq, h, f->s_rst);
+                stream_diverge(e, f, COMPARE_RULE_RST, h->seq, h, f->s_rst);
             return;
         }
-        if (is_rst(h) ? !rst_matched(e, f, h) : !ack_allows(f, h))
+        if (tcp_is_rst(h) ? !rst_matched(e, f, h) : !ack_allows(f, h))
             return;
         if ((h->flags & HELD_PURE_ACK) && window_waits(e, f, h) && !is_in_the_way(f, h))
             return;
@@ -531,7 +224,7 @@ release_fifo(Compare *e, Flow *f)
 static void
 want_if_stuck(Compare *e, Flow *f)
 {
-    Held *s = first_live(e, f, &f->s_chain);
+    Held *s = stream_first(e, f, &f->s_chain);
 
     if (s && (s->flags & HELD_DIGEST) && seq_leq(s->seq, f->next))
         digest_want(e, s);
@@ -552,7 +245,7 @@ tcp_release_part(Compare *e, Flow *f)
     if (h->parts.head || (h->tcp_flags & (FRAME_TCP_SYN | FRAME_TCP_RST | FRAME_TCP_URG)))
         return;
     from = h->flags & HELD_CUT ? h->cut : h->seq;
-    to = seq_min(f->next, data_end(h));
+    to = seq_min(f->next, tcp_data_end(h));
     if (seq_leq(to, from) || !ack_allows(f, h))
         return;
 
@@ -577,7 +270,7 @@ backlog_put(Compare *e, Flow *f, Held *h, uint16_t flag)
     for (const Held *b = f->backlog.head; b && n <= ENGINE_MAX_BACKLOG; b = b->link[LINK_FIFO].next)
         n++;
     if (n > ENGINE_MAX_BACKLOG)
-        diverge_here(e, f, COMPARE_RULE_REORDER, h);
+        stream_diverge_here(e, f, COMPARE_RULE_REORDER, h);
 }
 
 static void
@@ -590,7 +283,7 @@ backlog_add(Compare *e, Flow *f, Held *h)
 static bool
 belongs(const Flow *f, const Held *h)
 {
-    return is_syn(h) || h->seq + f->s_delta - f->p_isn - 1 < EARLY_MAX ||
+    return tcp_is_syn(h) || h->seq + f->s_delta - f->p_isn - 1 < EARLY_MAX ||
            h->seq - f->p_isn - 1 < EARLY_MAX;
 }
 
@@ -604,7 +297,7 @@ start_connection(Flow *f, const Held *syn)
     f->p_scale = window_scale_of(syn);
     f->s_scale = f->p_scale; /* until its own SYN tells */
     f->has_client_end = false;
-    set_window(f, syn->seq, syn->seq);
+    stream_set_window(f, syn->seq, syn->seq);
 }
 
 /* Takes the backlog's frames of @side through the rules again. */
@@ -681,10 +374,10 @@ process_primary(Compare *e, Flow *f, Held *h)
         backlog_add(e, f, h);
         return;
     }
-    if (is_syn(h) && !is_rst(h) && primary_syn_waits(e, f, h))
+    if (tcp_is_syn(h) && !tcp_is_rst(h) && primary_syn_waits(e, f, h))
         return;
-    if (!is_rst(h) && h->seq != h->end && !in_window(f, h) && !match_next(e, f, h))
-        chain_insert(e, f, h);
+    if (!tcp_is_rst(h) && h->seq != h->end && !stream_has(f, h) && !stream_match_next(e, f, h))
+        stream_insert(e, f, h);
     held_list_append(&f->fifo, h, LINK_FIFO);
     h->flags |= HELD_IN_FIFO;
 }
@@ -702,7 +395,7 @@ secondary_syn(Compare *e, Flow *f, Held *h)
 {
     if ((f->flags & (FLOW_HAS_P_SYN | FLOW_HAS_S_SYN)) == FLOW_HAS_P_SYN) {
         if (e->config.isn == COMPARE_ISN_EXACT && h->seq != f->p_isn) {
-            diverge_at(e, f, COMPARE_RULE_SYN, f->p_isn, f->p_chain.head, h);
+            stream_diverge(e, f, COMPARE_RULE_SYN, f->p_isn, f->p_chain.head, h);
             return false;
         }
         f->s_isn = h->seq;
@@ -768,11 +461,11 @@ process_secondary(Compare *e, Flow *f, Held *h)
         backlog_add(e, f, h);
         return;
     }
-    if (is_rst(h)) {
+    if (tcp_is_rst(h)) {
         process_secondary_rst(e, f, h);
         return;
     }
-    if (is_syn(h)) {
+    if (tcp_is_syn(h)) {
         if (!secondary_syn(e, f, h)) {
             if (!(h->flags & HELD_IN_BACKLOG))
                 engine_forget(e, h);
@@ -788,8 +481,8 @@ process_secondary(Compare *e, Flow *f, Held *h)
     }
     note_secondary_ack(f, h);
     digest_replace(e, f, h);
-    if (h->seq != h->end && !in_window(f, h) && !match_next(e, f, h))
-        chain_insert(e, f, h);
+    if (h->seq != h->end && !stream_has(f, h) && !stream_match_next(e, f, h))
+        stream_insert(e, f, h);
     else
         engine_forget(e, h);
 }
@@ -833,34 +526,34 @@ tcp_process(Compare *e, Flow *f, Held *h)
         }
         return;
     }
-    if (!is_syn(h))
+    if (!tcp_is_syn(h))
         f->flags |= FLOW_ESTABLISHED;
     if (h->side == COMPARE_PRIMARY)
         process_primary(e, f, h);
     else
         process_secondary(e, f, h);
-    match(e, f);
+    stream_match(e, f);
     release_and_refeed(e, f);
 }
 
 void
 tcp_note_committed(Flow *f, const Held *h)
 {
-    if (is_rst(h)) {
+    if (tcp_is_rst(h)) {
         f->flags |= FLOW_CLOSED;
         return;
     }
-    if (is_syn(h) && !((f->flags & FLOW_HAS_P_SYN) && h->seq == f->p_isn))
+    if (tcp_is_syn(h) && !((f->flags & FLOW_HAS_P_SYN) && h->seq == f->p_isn))
         start_connection(f, h);
     note_ack(f, h);
     if (is_fin(h))
         f->flags |= FLOW_CLOSED;
     /* Far from the window: one of the two is no part of the stream; what comes next will show. */
     if (!(f->flags & FLOW_HAS_WINDOW) || f->next - h->seq + WINDOW_MAX > 2 * WINDOW_MAX) {
-        set_window(f, h->seq, h->end);
+        stream_set_window(f, h->seq, h->end);
         return;
     }
-    set_window(f, seq_min(f->base, h->seq), seq_max(f->next, h->end));
+    stream_set_window(f, seq_min(f->base, h->seq), seq_max(f->next, h->end));
 }
 
 void
@@ -869,7 +562,7 @@ tcp_note_stale(Flow *f, const Held *h)
     tcp_note_committed(f, h);
     if (!(f->flags & FLOW_HAS_P_ACK))
         return;
-    if ((h->tcp_flags & FRAME_TCP_ACK) && !is_rst(h))
+    if ((h->tcp_flags & FRAME_TCP_ACK) && !tcp_is_rst(h))
         window_note_stale(f, h);
     else if (!(f->flags & FLOW_HAS_S_ACK))
         window_note_commit(f);
@@ -890,7 +583,7 @@ tcp_waited_for_window(Compare *e, Held *h)
 bool
 tcp_is_covered(const Flow *f, const Held *h)
 {
-    return (h->flags & HELD_IN_CHAIN) && h->side == COMPARE_SECONDARY && in_window(f, h);
+    return (h->flags & HELD_IN_CHAIN) && h->side == COMPARE_SECONDARY && stream_has(f, h);
 }
 
 void
@@ -898,8 +591,8 @@ tcp_window_moved(Compare *e, Flow *f)
 {
     if ((f->flags & FLOW_DIVERGED) || !(f->flags & FLOW_HAS_WINDOW))
         return;
-    (void)first_live(e, f, &f->p_chain);
-    (void)first_live(e, f, &f->s_chain);
-    match(e, f);
+    (void)stream_first(e, f, &f->p_chain);
+    (void)stream_first(e, f, &f->s_chain);
+    stream_match(e, f);
     release_fifo(e, f);
 }

@@ -3,10 +3,8 @@
 /*
  * Theory of operation
  *
- * Entries live in one array; an open-addressed table of words, hash in the upper half and index + 1
- * in the lower, finds them. It has at least twice as many slots as there are entries, and deletion
- * shifts back what follows, so that probe sequences stay short without tombstones. The hash is
- * keyed: nobody on the network can make connections collide.
+ * Entries live in one array; FlowSlots finds them. Its hash is keyed: nobody on the network can
+ * make connections collide.
  *
  * A commit counts the generation up. Entries of older ones are still in table and lists but
  * nobody sees them: a lookup that meets one removes it, and when the table is full they go first.
@@ -22,9 +20,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-
-#include "keyed-hash.h"
 
 static_assert(sizeof(RewriterEntry) == 128, "two lines; rewriter.h states the size");
 
@@ -34,37 +29,15 @@ typedef struct EntryList {
 } EntryList;
 
 struct RewriterTable {
-    uint64_t *slots; /* hash << 32 | index + 1; 0: empty */
+    FlowSlots slots;
     RewriterEntry *entries;
-    uint32_t slot_mask;
     uint32_t entries_max;
     uint32_t n_used_once; /* entries[] from here on was never used */
     uint32_t free_head;
     uint32_t generation;
     EntryList lists[2]; /* by RewriterEntry.open */
-    HashKey key;
     uint64_t n_evicted;
 };
-
-/* Address space, memory as it is used. */
-static void *
-map_zeroed(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
-
-    if (p == MAP_FAILED)
-        return NULL;
-    /* Best effort: each lookup among many connections is a random access. */
-    (void)madvise(p, bytes, MADV_HUGEPAGE);
-    return p;
-}
-
-static size_t
-slots_bytes(const RewriterTable *t)
-{
-    return ((size_t)t->slot_mask + 1) * sizeof(t->slots[0]);
-}
 
 static size_t
 entries_bytes(const RewriterTable *t)
@@ -76,21 +49,16 @@ int
 rewriter_table_new(uint32_t connections_max, const uint64_t hash_key[2], RewriterTable **ret_table)
 {
     RewriterTable *t = calloc(1, sizeof(*t));
-    uint32_t n_slots = 2;
+    const HashKey key = {{hash_key[0], hash_key[1]}};
 
     if (!t)
         return -ENOMEM;
-    while (n_slots < connections_max * 2)
-        n_slots *= 2;
-    t->slot_mask = n_slots - 1;
     t->entries_max = connections_max;
-    t->key = (HashKey){{hash_key[0], hash_key[1]}};
-    t->free_head = REWRITER_NONE;
+    t->free_head = FLOW_NONE;
     for (int i = 0; i < 2; i++)
-        t->lists[i] = (EntryList){.head = REWRITER_NONE, .tail = REWRITER_NONE};
-    t->slots = map_zeroed(slots_bytes(t));
-    t->entries = map_zeroed(entries_bytes(t));
-    if (!t->slots || !t->entries) {
+        t->lists[i] = (EntryList){.head = FLOW_NONE, .tail = FLOW_NONE};
+    t->entries = flow_slots_map(entries_bytes(t));
+    if (flow_slots_init(&t->slots, connections_max, &key) < 0 || !t->entries) {
         rewriter_table_free(t);
         return -ENOMEM;
     }
@@ -103,35 +71,15 @@ rewriter_table_free(RewriterTable *t)
 {
     if (!t)
         return;
-    if (t->slots)
-        (void)munmap(t->slots, slots_bytes(t));
-    if (t->entries)
-        (void)munmap(t->entries, entries_bytes(t));
+    flow_slots_clear(&t->slots);
+    flow_slots_unmap(t->entries, entries_bytes(t));
     free(t);
 }
 
 uint32_t
 rewriter_table_hash(const RewriterTable *t, const FlowKey *key)
 {
-    uint64_t h;
-
-    /* IPv4 leaves w[1..3] zero, and w[5] without VLAN; the hash covers the number of words. */
-    if (!(key->w[1] | key->w[2] | key->w[3])) {
-        const uint64_t words[3] = {key->w[0], key->w[4], key->w[5]};
-
-        h = keyed_hash(&t->key, words, key->w[5] ? 3 : 2);
-    } else {
-        h = keyed_hash(&t->key, key->w, FRAME_KEY_WORDS);
-    }
-    return (uint32_t)(h ^ (h >> 32));
-}
-
-static bool
-key_equal(const FlowKey *a, const FlowKey *b)
-{
-    /* Word by word: a vector load of what was just stored in words would have to wait for them. */
-    return a->w[0] == b->w[0] && a->w[4] == b->w[4] && a->w[1] == b->w[1] && a->w[2] == b->w[2] &&
-           a->w[3] == b->w[3] && a->w[5] == b->w[5];
+    return flow_slots_hash(&t->slots, key);
 }
 
 /* --- lists --- */
@@ -156,8 +104,8 @@ list_append(RewriterTable *t, RewriterEntry *e, bool open)
 
     e->open = open;
     e->prev = list->tail;
-    e->next = REWRITER_NONE;
-    if (list->tail == REWRITER_NONE)
+    e->next = FLOW_NONE;
+    if (list->tail == FLOW_NONE)
         list->head = index;
     else
         t->entries[list->tail].next = index;
@@ -170,11 +118,11 @@ list_remove(RewriterTable *t, RewriterEntry *e)
 {
     EntryList *list = &t->lists[e->open];
 
-    if (e->prev == REWRITER_NONE)
+    if (e->prev == FLOW_NONE)
         list->head = e->next;
     else
         t->entries[e->prev].next = e->next;
-    if (e->next == REWRITER_NONE)
+    if (e->next == FLOW_NONE)
         list->tail = e->prev;
     else
         t->entries[e->next].prev = e->prev;
@@ -188,7 +136,7 @@ rewriter_table_touch(RewriterTable *t, RewriterEntry *e, bool open)
     /* Open ones are not evicted: no order to be kept, no neighbours to be fetched. */
     if (e->open && open)
         return;
-    if (e->open == open && e->next == REWRITER_NONE)
+    if (e->open == open && e->next == FLOW_NONE)
         return;
     list_remove(t, e);
     list_append(t, e, open);
@@ -196,33 +144,12 @@ rewriter_table_touch(RewriterTable *t, RewriterEntry *e, bool open)
 
 /* --- table --- */
 
-static void
-slot_delete(RewriterTable *t, uint32_t i)
-{
-    uint32_t hole = i;
-
-    t->slots[hole] = 0;
-    for (uint32_t j = (i + 1) & t->slot_mask; t->slots[j]; j = (j + 1) & t->slot_mask) {
-        uint32_t home = (uint32_t)(t->slots[j] >> 32) & t->slot_mask;
-
-        /* Move back unless its home lies between the hole and itself. */
-        if (((j - home) & t->slot_mask) >= ((j - hole) & t->slot_mask)) {
-            t->slots[hole] = t->slots[j];
-            t->slots[j] = 0;
-            hole = j;
-        }
-    }
-}
-
 void
 rewriter_table_remove(RewriterTable *t, RewriterEntry *e)
 {
     uint32_t index = index_of(t, e);
-    uint32_t i = e->hash & t->slot_mask;
 
-    while ((uint32_t)t->slots[i] != index + 1)
-        i = (i + 1) & t->slot_mask;
-    slot_delete(t, i);
+    flow_slots_remove(&t->slots, e->hash, index);
     list_remove(t, e);
     e->generation = t->generation - 1; /* free, to rewriter_table_next() */
     e->next = t->free_head;
@@ -244,12 +171,12 @@ rewriter_table_next(RewriterTable *t, uint32_t *cursor)
 RewriterEntry *
 rewriter_table_find(RewriterTable *t, const FlowKey *key, uint32_t hash)
 {
-    for (uint32_t i = hash & t->slot_mask; t->slots[i]; i = (i + 1) & t->slot_mask) {
-        if (t->slots[i] >> 32 != hash)
-            continue;
-        RewriterEntry *e = &t->entries[(uint32_t)t->slots[i] - 1];
+    uint32_t at = hash, index;
 
-        if (!key_equal(&e->key, key))
+    while ((index = flow_slots_next(&t->slots, hash, &at)) != FLOW_NONE) {
+        RewriterEntry *e = &t->entries[index];
+
+        if (!flow_key_equal(&e->key, key))
             continue;
         if (!is_stale(t, e))
             return e;
@@ -262,7 +189,7 @@ rewriter_table_find(RewriterTable *t, const FlowKey *key, uint32_t hash)
 static RewriterEntry *
 entry_at(const RewriterTable *t, uint32_t index)
 {
-    return index == REWRITER_NONE ? NULL : &t->entries[index];
+    return index == FLOW_NONE ? NULL : &t->entries[index];
 }
 
 static bool
@@ -286,9 +213,9 @@ rewriter_table_add(RewriterTable *t, const FlowKey *key, uint32_t hash)
 {
     uint32_t index;
 
-    if (t->free_head == REWRITER_NONE && t->n_used_once == t->entries_max && !evict_one(t))
+    if (t->free_head == FLOW_NONE && t->n_used_once == t->entries_max && !evict_one(t))
         return NULL;
-    if (t->free_head != REWRITER_NONE) {
+    if (t->free_head != FLOW_NONE) {
         index = t->free_head;
         t->free_head = t->entries[index].next;
     } else {
@@ -297,11 +224,7 @@ rewriter_table_add(RewriterTable *t, const FlowKey *key, uint32_t hash)
     RewriterEntry *e = &t->entries[index];
 
     *e = (RewriterEntry){.key = *key, .hash = hash, .generation = t->generation};
-    uint32_t i = hash & t->slot_mask;
-
-    while (t->slots[i])
-        i = (i + 1) & t->slot_mask;
-    t->slots[i] = ((uint64_t)hash << 32) | (index + 1);
+    flow_slots_insert(&t->slots, hash, index);
     list_append(t, e, false);
     return e;
 }

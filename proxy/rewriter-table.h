@@ -6,10 +6,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "frame.h"
+#include "flow-slots.h"
 #include "rewriter-conn.h"
-
-enum { REWRITER_NONE = UINT32_MAX };
 
 /* One cache line holds what a lookup and a step need of most frames, the next the rest. */
 typedef struct RewriterEntry {
