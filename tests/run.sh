@@ -36,7 +36,7 @@ Runs all stages, or only those named:
   fuzz      each fuzzer for a few seconds (COLOD_FUZZ_SECONDS)
   tidy      clang-tidy
   cppcheck  cppcheck
-  lab       QEMU and guest of the lab
+  lab       QEMU and guest of the lab; the tests of its oracles
   block     disks of both hosts with real NBD clients
   e2e       end-to-end tests
 USAGE
@@ -173,9 +173,11 @@ stage_cppcheck()
             '-DG_GNUC_PRINTF(a,b)=' '-DG_DEFINE_QUARK(name,function)=' '-DG_DEFINE_EXTENDED_ERROR(name,function)='
 }
 
+# And what judges the guest, by guests that lie.
 stage_lab()
 {
-    tests/lab/qemu-root && tests/lab/guest-image
+    tests/lab/qemu-root && tests/lab/guest-image &&
+        timeout 300 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q tests/lab
 }
 
 # After the lab: qemu-io is that of its QEMU.

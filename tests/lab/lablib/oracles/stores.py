@@ -166,8 +166,8 @@ class Records(Oracle):
             raise BrokenStream(answer)
         if answer.startswith("ok"):
             self.counter.reply(int(found.group(1)))
-        else:  # another number of records than was acknowledged, and nobody else writes
-            self.counter.resume(int(found.group(1)))
+        else:
+            self.counter.refused(int(found.group(1)))
 
     def _count(self, guest):
         """How many there are; all are read and found right."""
@@ -246,8 +246,8 @@ class Memory(Oracle):
             raise BrokenStream(answer)
         if found.group(1) == "ok":
             self.counter.reply(int(found.group(2)))
-        else:  # it is behind or ahead of what was acknowledged
-            self.counter.resume(int(found.group(2)))
+        else:
+            self.counter.refused(int(found.group(2)))
 
     def _mark(self, guest):
         answer = guest.call("check")
