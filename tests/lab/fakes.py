@@ -183,6 +183,8 @@ class LineFake(Fake):
                 return
             with self.lock:
                 answer = self.answer(line.decode().split())
+            if self.lies("done"):  # and the answer got lost
+                return
             file.write(answer.encode() + b"\n")
             file.flush()
 
@@ -253,7 +255,10 @@ class KvFake(Fake):
             if self.lies("close"):
                 return
             with self.lock:
-                file.write(self.answer(words))
+                answer = self.answer(words)
+            if self.lies("done"):  # and the answer got lost
+                return
+            file.write(answer)
             file.flush()
 
     def answer(self, words):

@@ -52,10 +52,14 @@ class Bench:
         self.fake.restore(state)
         return self.line["acknowledged"] - before
 
-    def close(self):
+    def hush(self):
+        """The client ends, and with it all that it would find out by going on."""
         self.oracles.abandon()
         for oracle in self.oracles.oracles:
             oracle.join(FLOW_S)
+
+    def close(self):
+        self.hush()
         self.lab.close()
 
 
@@ -112,6 +116,33 @@ def test_forgotten_by_survivor(bench, name):
     one.oracles.after_failover()
     one.wait("lost")
     one.only("lost")
+
+
+@pytest.mark.parametrize("name", ["kv", "records", "memory"])
+def test_survivor_is_asked(bench, name):
+    """The question alone finds both, loss and more than was asked for."""
+    one = bench(name)
+    one.hush()
+    state = one.fake.snapshot()
+    key = next(key for key in state if key != "turn")
+    one.fake.restore({**state, key: state[key] - 1})
+    assert one.oracles.after_failover() != []
+    one.only("lost")
+    one.fake.restore({**state, key: state[key] + 100})
+    assert one.oracles.after_failover() != []
+    one.only("lost", "duplicated")
+
+
+@pytest.mark.parametrize("name", ["kv", "records", "memory"])
+def test_answer_lost_with_the_connection(bench, name):
+    """It was done, and the client cannot know: that is no fault, and it goes on from there."""
+    one = bench(name)
+    one.lie("done")
+    one.wait("resets")
+    one.oracles.wait_flow(FLOW_S)
+    assert one.oracles.after_failover() != []  # the reset
+    assert one.oracles.after_failover() == []
+    one.only("resets")
 
 
 @pytest.mark.parametrize("name", ["kv", "records"])
@@ -226,6 +257,16 @@ def test_memory(bench, lie, text):
     assert one.line["wrong"] > 0
 
 
+def test_memory_that_goes_back_in_its_turns(bench):
+    one = bench("memory")
+    one.hush()
+    one.fake.restore({**one.fake.snapshot(), "turn": 100})
+    assert one.oracles.after_failover() == []
+    one.fake.restore({**one.fake.snapshot(), "turn": 50})
+    assert one.oracles.after_failover() != []
+    one.only("lost")
+
+
 def test_memory_of_which_a_console_tells(bench):
     one = bench("memory")
     path = f"{one.lab.hosts['b'].dir}/run/lab/console.log"
@@ -267,6 +308,26 @@ def test_stalls():
     assert stalls.report(False) == [{"at": pytest.approx(100.44), "ms": 2000}]
     now[0] += 1
     assert [stall["ms"] for stall in stalls.report(True)] == [2000, 1000], "one that lasts is told as well"
+
+
+@pytest.mark.parametrize("value, lost, duplicated", [(6, 0, 0), (5, 1, 0), (3, 3, 0), (8, 0, 2)])
+def test_reply(value, lost, duplicated):
+    account = judges.Account("kv")
+    counter = judges.CountJudge(account, "key")
+    counter.acked = counter.issued = 5
+    counter.issued += 1
+    counter.reply(value)
+    assert (account.acknowledged, account.lost, account.duplicated) == (value == 6, lost, duplicated)
+
+
+def test_record_that_was_not_sent_yet():
+    account = judges.Account("echo")
+    judge = judges.RecordJudge(account)
+    judge.sent = 1
+    assert judge.feed(judges.record(0)) == 1
+    with pytest.raises(judges.BrokenStream):
+        judge.feed(judges.record(1))
+    assert account.wrong == 1
 
 
 @pytest.mark.parametrize("value, lost, duplicated", [(10, 0, 0), (12, 0, 0), (9, 1, 0), (0, 10, 0), (13, 0, 1)])
@@ -322,6 +383,30 @@ def test_history_with_answers_missing():
         judge.answer(datagram(number, number + 1, digests[number], max(number + 1, 1)))
     assert (account.acknowledged, account.duplicated, account.wrong) == (6, 1, 0)
     assert judge.count_lost(1.0) == 0
+
+
+def test_history_that_ends_at_the_same_count():
+    """No neighbours to compare with, but two answers after as many datagrams."""
+    account = judges.Account("udp")
+    judge = judges.DatagramJudge(account, 1)
+    for _ in range(4):
+        judge.sent(0.0)
+    judge.answer(datagram(2, 3, 1))
+    judge.answer(datagram(3, 3, 2, 4))
+    assert (account.acknowledged, account.wrong) == (1, 1) and "two histories" in account.faults[0]
+
+
+@pytest.mark.parametrize("text", [b"number 4 run 1 next 5 got 5 missing 0", b"number 3 run 1 next 3 got 3 missing 0",
+                                  b"number 3 run 2 next 4 got 4 missing 0", b"number 3 run 1 next 4 got 4 missing 1"])
+def test_accounts_that_cannot_be(text):
+    account = judges.Account("udp")
+    judge = judges.DatagramJudge(account, 1)
+    for _ in range(4):
+        judge.sent(0.0)
+    judge.answer(text + b" twice 0 late 0 digest 0000000000000001")
+    assert (account.acknowledged, account.wrong) == (0, 1)
+    judge.answer(datagram(3, 4, 1))
+    assert (account.acknowledged, account.wrong) == (1, 1)
 
 
 def test_history_forked_in_a_gap():
