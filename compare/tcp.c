@@ -546,7 +546,7 @@ tcp_note_committed(Flow *f, const Held *h)
     if (tcp_is_syn(h) && !((f->flags & FLOW_HAS_P_SYN) && h->seq == f->p_isn))
         start_connection(f, h);
     note_ack(f, h);
-    if (is_fin(h))
+    if (tcp_is_fin(h))
         f->flags |= FLOW_CLOSED;
     /* Far from the window: one of the two is no part of the stream; what comes next will show. */
     if (!(f->flags & FLOW_HAS_WINDOW) || f->next - h->seq + WINDOW_MAX > 2 * WINDOW_MAX) {
