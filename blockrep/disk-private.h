@@ -53,6 +53,7 @@ struct Op {
     const Plugin *on;  /* whose reply it is: fails with it */
     bool ignore_error; /* of the next reply */
     DiskUrgency urgency;
+    unsigned ask_ms; /* a plugin's time for one command */
     DiskRole role;
     uint64_t generation;
     bool first;

@@ -461,7 +461,7 @@ do_barrier(Forward *forward, uint64_t epoch, int64_t deadline_ns, GError **error
     forward_wake(forward);
     while (forward->mode == FORWARD_MIRRORING && !forward_queue_is_drained(forward->queue)) {
         if (!forward_wait(forward, deadline_ns))
-            return fail_timeout(forward, "the peer did not confirm everything", error);
+            return fail_timeout(forward, "forwarding: the peer did not confirm everything", error);
     }
     if (forward->mode == FORWARD_MIRRORING && forward->is_verifying)
         recheck(forward, deadline_ns);

@@ -86,6 +86,7 @@ daemon_disks_free(Daemon *d)
     g_free(disks->nbdkit);
     g_free(disks->plugin_dir);
     g_free(disks->unfit);
+    g_free(disks->problem);
     g_free(disks);
 }
 
@@ -117,6 +118,24 @@ const char *
 daemon_disks_unfit(const Daemon *d)
 {
     return d->disks->unfit;
+}
+
+/* The detail is what failed last, and a fault here makes the peer's link fail next. */
+void
+daemon_disks_set_problem(Daemon *d, const char *text)
+{
+    char *copy = g_strdup(text);
+
+    g_free(d->disks->problem);
+    d->disks->problem = copy;
+    if (copy != NULL)
+        daemon_set_detail(d, "%s", copy);
+}
+
+const char *
+daemon_disks_problem(const Daemon *d)
+{
+    return d->disks->problem;
 }
 
 gboolean

@@ -22,7 +22,8 @@ struct Disks {
     GQueue groups;          /* Group */
     GQueue verify_requests; /* ControlRequest */
     guint serial;
-    char *unfit; /* why the VM must not start from the disks here, or NULL */
+    char *unfit;   /* why the VM must not start from the disks here, or NULL */
+    char *problem; /* the fault because of which the pair is not protected, or NULL */
     gboolean connected;
     gboolean wants_checkpoint; /* secondary: said with the next STATE */
     GSource *move_timer;

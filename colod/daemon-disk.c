@@ -116,6 +116,20 @@ target_mode(const Disk *disk)
     return found;
 }
 
+static gboolean
+has_commit_failed(const Disk *disk)
+{
+    json_object *status = disk_status(disk), *target = NULL, *commit = NULL, *phase = NULL;
+    const gboolean failed = json_object_object_get_ex(status, "target", &target) &&
+                            target != NULL &&
+                            json_object_object_get_ex(target, "commit", &commit) &&
+                            json_object_object_get_ex(commit, "phase", &phase) &&
+                            g_strcmp0(json_object_get_string(phase), "failed") == 0;
+
+    json_object_put(status);
+    return failed;
+}
+
 /* ---- what disks report ---- */
 
 static gboolean
@@ -133,20 +147,38 @@ loses_view(const Daemon *d, const Disk *disk, const char *name)
            d->state != PAIR_TAKING_OVER && target_mode(disk) == NULL;
 }
 
+static gboolean
+is_commit(const char *name)
+{
+    return g_str_equal(name, "failover-commit");
+}
+
 static void
 on_fault(Disk *disk, const char *name, const char *text, gpointer user_data)
 {
     Daemon *d = user_data;
+    const gboolean ends_protection = replicates(d->state) || loses_view(d, disk, name);
+    /* The text names the disk; and the fault, if it is not the process's end. */
+    g_autofree char *problem = strstr(text, name) != NULL
+                                   ? g_strdup_printf("disk %s", text)
+                                   : g_strdup_printf("disk %s (%s)", text, name);
 
     event_log_add(d->log, EVENT_WARNING, "disk", "%s: %s", name, text);
-    if (replicates(d->state) || loses_view(d, disk, name)) {
-        /* The text names the disk; and the fault, if it is not the process's end. */
-        if (strstr(text, name) != NULL)
-            daemon_set_detail(d, "disk %s", text);
-        else
-            daemon_set_detail(d, "disk %s (%s)", text, name);
+    if (ends_protection || is_commit(name))
+        daemon_disks_set_problem(d, problem);
+    if (ends_protection)
         daemon_event(d, PAIR_EVENT_DISK_FAULT);
-    }
+    else if (is_commit(name))
+        daemon_disks_move(d);
+}
+
+/* An operation did. */
+static void
+fail_with(Daemon *d, const char *problem)
+{
+    g_autofree char *text = g_strdup_printf("disk %s", problem);
+
+    daemon_disks_set_problem(d, text);
 }
 
 static void
@@ -184,6 +216,7 @@ on_committed(Disk *disk, gpointer user_data)
     DiskSlot *slot = slot_of(d, disk);
 
     slot->away = slot->committed = TRUE;
+    daemon_disks_set_problem(d, NULL);
     event_log_add(d->log, EVENT_INFO, "disk", "%s: the failover is committed", disk_name(disk));
     daemon_disks_move(d);
 }
@@ -229,6 +262,7 @@ daemon_disks_start(Daemon *d, gboolean incoming)
         return;
     }
     d->disks->connected = FALSE;
+    daemon_disks_set_problem(d, NULL);
     group = group_new(d, on_started);
     for (unsigned i = 0; i < d->disks->n; i++) {
         DiskSlot *slot = &d->disks->slots[i];
@@ -322,7 +356,7 @@ on_connected(Daemon *d, const char *problem)
             EACH(d, disk, disk_settle(disk, vm_qmp(d->vm)));
         return;
     }
-    daemon_set_detail(d, "disk %s", problem);
+    fail_with(d, problem);
     daemon_event(d, PAIR_EVENT_DISK_FAULT);
 }
 
@@ -382,7 +416,7 @@ on_failed_over(Daemon *d, const char *problem)
         try_running(d);
         return;
     }
-    daemon_set_detail(d, "disk %s", problem);
+    fail_with(d, problem);
     event_log_add(d->log, EVENT_WARNING, "disk", "%s", problem);
     /* A full file system may be made room in; the guest's disk is as it was. */
     if (++d->disks->failover_tries >= FAILOVER_TRIES && strstr(problem, "failover-commit") == NULL)
@@ -488,6 +522,17 @@ on_moved(Disk *disk, const GError *error, gpointer user_data)
         daemon_event(d, PAIR_EVENT_RETRY);
 }
 
+/* What failed in the background, after it was durable: the disk itself may be mended, or have room
+ * again. */
+static void
+commit_again(Daemon *d, DiskSlot *slot)
+{
+    if (has_commit_failed(slot->disk))
+        disk_failover(slot->disk, d->facts.generation, NULL, NULL);
+    if (d->disks->move_timer == NULL)
+        d->disks->move_timer = daemon_add_timer(d, FAILOVER_RETRY_MS, on_move_retry);
+}
+
 void
 daemon_disks_move(Daemon *d)
 {
@@ -496,6 +541,8 @@ daemon_disks_move(Daemon *d)
     for (unsigned i = 0; i < d->disks->n; i++) {
         DiskSlot *slot = &d->disks->slots[i];
 
+        if (slot->away && !slot->committed)
+            commit_again(d, slot);
         if (!slot->committed || slot->moving)
             continue;
         slot->moving = TRUE;
@@ -517,7 +564,7 @@ static void
 on_disk_point(Daemon *d, const char *problem)
 {
     if (problem != NULL) {
-        daemon_set_detail(d, "disk %s", problem);
+        fail_with(d, problem);
         event_log_add(d->log, EVENT_WARNING, "disk", "%s", problem);
         daemon_event(d, PAIR_EVENT_DISK_FAULT);
         return;

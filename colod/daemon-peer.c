@@ -266,6 +266,12 @@ on_vm_dead(Daemon *d, json_object *body, guint64 generation)
     event_log_add(d->log, EVENT_INFO, "peer-vm-dead",
                   "%s: no VM of generation %" G_GUINT64_FORMAT "%s%s", d->config->peer_host,
                   generation, reason && *reason ? ": " : "", reason ? reason : "");
+    /* What the link said of its end was the consequence. */
+    if (reason && g_str_has_prefix(reason, "disk ") && daemon_disks_problem(d) == NULL) {
+        g_autofree char *problem = g_strdup_printf("%s, on host %s", reason, d->config->peer_host);
+
+        daemon_disks_set_problem(d, problem);
+    }
     d->facts.peer_gave_up = TRUE;
     d->facts.peer_role_primary = FALSE; /* it has saved that before it said so */
     daemon_event(d, PAIR_EVENT_PEER_VM_DEAD);

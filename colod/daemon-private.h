@@ -204,6 +204,9 @@ void daemon_disks_free(Daemon *d);
 void daemon_disks_refresh_facts(Daemon *d);
 /* Why the VM must not start from the disks here, or NULL. */
 const char *daemon_disks_unfit(const Daemon *d);
+/** The fault because of which the pair is not protected; NULL: none, or not a disk's. */
+const char *daemon_disks_problem(const Daemon *d);
+void daemon_disks_set_problem(Daemon *d, const char *text);
 gboolean daemon_disks_whole(const Daemon *d);
 gboolean daemon_disks_settled(const Daemon *d);
 gboolean daemon_disks_busy(const Daemon *d);

@@ -264,7 +264,8 @@ on_give_up_saved(Daemon *d, gboolean saved, gpointer user_data)
 {
     /* Not for the peer to rely on unless it is on the disk, and not if we have a VM again. */
     if (saved && !pair_state_has_vm(d->state))
-        daemon_send_generation(d, PEER_MESSAGE_VM_DEAD, GPOINTER_TO_SIZE(user_data), d->detail);
+        daemon_send_generation(d, PEER_MESSAGE_VM_DEAD, GPOINTER_TO_SIZE(user_data),
+                               daemon_disks_problem(d) ? daemon_disks_problem(d) : d->detail);
 }
 
 void

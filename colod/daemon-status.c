@@ -19,6 +19,31 @@ has_detail(const Daemon *d)
     return d->detail != NULL && d->detail[0] != '\0';
 }
 
+/* What ended protection: a disk's fault has what else failed for its consequence. NULL: nothing. */
+static const char *
+cause(const Daemon *d)
+{
+    if (daemon_disks_problem(d) != NULL)
+        return daemon_disks_problem(d);
+    return has_detail(d) ? d->detail : NULL;
+}
+
+static char *
+need_secondary(const Daemon *d)
+{
+    const char *problem = daemon_disks_problem(d), *separator = problem ? "; " : "";
+
+    if (problem == NULL)
+        problem = "";
+    if (!d->facts.peer_up)
+        return g_strdup_printf("%s%sneed secondary: host %s is not connected", problem, separator,
+                               d->config->peer_host);
+    if (has_detail(d) && !g_str_equal(d->detail, problem))
+        return g_strdup_printf("%s%sneed secondary: %s", problem, separator, d->detail);
+    return g_strdup_printf("%s%sneed secondary: host %s is %s", problem, separator,
+                           d->config->peer_host, pair_state_name(d->facts.peer_state));
+}
+
 static char *
 alone_reason(const Daemon *d)
 {
@@ -32,14 +57,10 @@ alone_reason(const Daemon *d)
         return g_strdup("starting: self-test of QEMU is under way");
     if (!d->selftest_ok)
         return g_strdup_printf("this QEMU cannot do COLO: %s", d->selftest_text);
-    if (!d->facts.peer_up)
-        return g_strdup_printf("need secondary: host %s is not connected", d->config->peer_host);
-    if (!daemon_disks_settled(d))
-        return g_strdup("the failover of a disk is being committed");
-    if (has_detail(d))
-        return g_strdup_printf("need secondary: %s", d->detail);
-    return g_strdup_printf("need secondary: host %s is %s", d->config->peer_host,
-                           pair_state_name(d->facts.peer_state));
+    if (d->facts.peer_up && !daemon_disks_settled(d))
+        return g_strdup(daemon_disks_problem(d) ? daemon_disks_problem(d)
+                                                : "the failover of a disk is being committed");
+    return need_secondary(d);
 }
 
 static char *
@@ -70,8 +91,8 @@ claim_reason(const Daemon *d)
         return g_strdup_printf(
             "failing over: %s; output is held until `colo failover` is given on the "
             "host that is to go on",
-            has_detail(d) ? d->detail : "peer lost");
-    return g_strdup_printf("failing over: %s", has_detail(d) ? d->detail : "asking the arbiter");
+            cause(d) ? cause(d) : "peer lost");
+    return g_strdup_printf("failing over: %s", cause(d) ? cause(d) : "asking the arbiter");
 }
 
 char *
@@ -114,7 +135,7 @@ daemon_reason(const Daemon *d)
     case PAIR_JUDGING:
     case PAIR_RESUMING:
     case PAIR_TAKING_OVER:
-        return g_strdup_printf("failing over: %s", has_detail(d) ? d->detail : "");
+        return g_strdup_printf("failing over: %s", cause(d) ? cause(d) : "");
     case PAIR_STOPPING:
         return g_strdup_printf("fenced: %s", has_detail(d) ? d->detail : "stopping the VM");
     case PAIR_N_STATES:

@@ -158,6 +158,7 @@ enter_state(Daemon *d)
     case PAIR_PROTECTED:
     case PAIR_STANDBY:
         d->retry_ms = RETRY_FIRST_MS;
+        daemon_disks_set_problem(d, NULL);
         daemon_set_detail(d, "%s", "");
         break;
     case PAIR_ALONE:

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 
-from .util import LabError, Process, run, wait_until
+from .util import LabError, Process, remove, run, wait_until
 
 NAME = "disk"
 OPS = ("pread", "pwrite", "zero", "trim")
@@ -29,6 +29,9 @@ class Export:
     def command(self):
         raise NotImplementedError
 
+    def is_served_by(self, words):
+        return self.socket in words or f"addr.type=unix,addr.path={self.socket}" in words
+
     def is_alive(self):
         return self.process is not None and self.process.is_alive()
 
@@ -37,8 +40,8 @@ class Export:
             return client.connect_ex(self.socket) == 0
 
     def start(self):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.socket)
+        for path in (self.socket, f"{self.folder}/{self.name}.pause"):
+            remove(path)
         with open(self.log, "ab") as log:
             child = subprocess.Popen([*self.prefix, *self.command()], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                      start_new_session=True)

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 
-from . import control, netns
+from . import control, exports, netns
 from .settings import VM
 from .util import LabError, Process, remove, run, wait_until
 
@@ -24,6 +24,7 @@ class Host:
         self.state_file = f"{self.dir}/state/{VM}/state"
         self.log = f"{self.dir}/colod.log"
         self.config = f"{self.dir}/{VM}.conf"
+        self._exports = {}
 
     @property
     def room(self):
@@ -38,13 +39,40 @@ class Host:
     def image(self, number=0):
         return f"{self.dir}/images/disk{number}.img"
 
+    def export(self, number):
+        """The export that the disk is, or None if it is a raw file."""
+        kind = self.lab.settings.exports.get(f"{self.name}{number}")
+        if kind and number not in self._exports:
+            prefix, args = netns.enter_argv(self.room), (f"{self.dir}/images", f"disk{number}")
+            self._exports[number] = (exports.Qcow2(*args, self.lab.settings.qemu, prefix) if kind == "qcow2"
+                                     else exports.Failing(*args, prefix))
+        return self._exports.get(number)
+
+    def exports(self):
+        """All of this host, with the processes that serve them, whoever started those."""
+        found = [export for export in map(self.export, self.lab.settings.disk_numbers()) if export]
+        for export in found:
+            if not export.is_alive():
+                export.process = next((process for process in self.lab.topology.processes(self.name)
+                                       if export.is_served_by(netns.command_line(process.pid))), None)
+        return found
+
+    def image_names(self, settings):
+        """What the configuration has of each disk."""
+        return [self.export(number).uri if self.export(number) else self.image(number)
+                for number in settings.disk_numbers()]
+
     def make_images(self, settings):
         for sub in ("images", "overlays"):
             os.makedirs(f"{self.dir}/{sub}", exist_ok=True)
         for sub, sizes in (("images", settings.images_fs_mib), ("overlays", settings.overlays_fs_mib)):
             if self.name in sizes:
                 self.mount(sub, sizes[self.name])
+        self._exports = {}
         for number in settings.disk_numbers():
+            if self.export(number):
+                self.export(number).make(settings.disk_mib << 20)
+                continue
             with open(self.image(number), "wb") as file:
                 file.truncate(settings.disk_mib << 20)
 
@@ -86,6 +114,9 @@ class Host:
             shutil.rmtree(f"{self.dir}/run")
             os.makedirs(f"{self.dir}/run")
             remove(f"{self.dir}/lost-power")
+        for export in self.exports():
+            if not export.is_alive():
+                export.start()
         program = f"{self.lab.settings.build}/colod/colod"
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
         if self.lab.settings.clock:
@@ -172,7 +203,8 @@ class Host:
     def everything(self):
         """colod first: who stops them one by one must not let it see the others go."""
         found = [self.colod()] if self.colod() else []
-        return [*found, *self.qemus(), *self.plugins().values()]
+        return [*found, *self.qemus(), *self.plugins().values(),
+                *(export.process for export in self.exports() if export.is_alive())]
 
     def summary(self):
         status = self.status()

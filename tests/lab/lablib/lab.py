@@ -95,7 +95,7 @@ class Lab:
             run(*pki, "host", f"{self.dir}/ca", f"{host.name}={topology.PEER_ADDRESS[host.name]}", f"{host.dir}/pki")
             host.make_images(settings)
             with open(host.config, "w", encoding="utf-8") as file:
-                file.write(settings.config_text(host.name, host.dir, f"{self.dir}/arbiter"))
+                file.write(settings.config_text(host.name, host.dir, f"{self.dir}/arbiter", host.image_names(settings)))
 
     def _start_all(self, progress):
         """The guest boots before it is protected.

@@ -61,6 +61,7 @@ class Settings:
     overlay_mib: int = 0  # the default
     images_fs_mib: dict = dataclasses.field(default_factory=dict)  # by host: a small file system for the images
     overlays_fs_mib: dict = dataclasses.field(default_factory=dict)  # and for the overlays
+    exports: dict = dataclasses.field(default_factory=dict)  # by host and disk ("b1"): "qcow2" or "failing" (exports.py)
     sync_mib: int = 0  # MiB/s; 0: no limit
     cpus: int = 1
     queues: int = 1
@@ -87,17 +88,18 @@ class Settings:
     def disk_numbers(self):
         return range(self.disks if self.disk_mib else 0)
 
-    def _disks_text(self, directory):
+    def _disks_text(self, directory, images):
         text = ""
         for number in self.disk_numbers():
-            text += f"[disk{number}]\nimage={directory}/images/disk{number}.img\noverlay-dir={directory}/overlays\n"
+            text += f"[disk{number}]\nimage={images[number]}\noverlay-dir={directory}/overlays\n"
             if self.overlay_mib:
                 text += f"overlay-limit-mib={self.overlay_mib}\n"
             if self.sync_mib:
                 text += f"sync-rate-mib={self.sync_mib}\n"
         return text
 
-    def config_text(self, host, directory, arbiter_dir):
+    def config_text(self, host, directory, arbiter_dir, images):
+        """images: by number, what the configuration has of each disk."""
         peer = "b" if host == "a" else "a"
         with open(f"{self.guest}/cmdline", encoding="ascii") as file:
             append = file.read().strip()
@@ -109,7 +111,7 @@ class Settings:
             interval=f"[checkpoint]\ninterval-ms={self.interval_ms}\n" if self.interval_ms else "",
             role="primary" if host == "a" else "secondary", peer=peer,
             address=topology.PEER_ADDRESS[host], peer_address=topology.PEER_ADDRESS[peer],
-            peer_port=PEER_PORT, pki=f"{directory}/pki", disks=self._disks_text(directory), arbiter=self.arbiter,
+            peer_port=PEER_PORT, pki=f"{directory}/pki", disks=self._disks_text(directory, images), arbiter=self.arbiter,
             arbiter_path=f"path={arbiter_dir}\n" if self.arbiter == "file" else "")
 
     def save(self, path):
