@@ -90,6 +90,23 @@ def test_returning_peer_gets_what_changed_only(pair):
 
 
 @DISK
+def test_returning_peer_of_a_guest_that_writes(pair):
+    """What was written just before the peer came back is not waited for: QEMU has drained."""
+    with writing(pair) as writers:
+        mark = pair.mark()
+        pair.lab.kill(pair.secondary, "host")
+        pair.wait(pair.primary, lambda s: s["state"] == "alone", 15, "goes on alone")
+        with DiskConnection(pair.lab) as guest:
+            guest.call("fill lately 4096")
+            guest.call("sync")
+        pair.lab.start(pair.secondary)
+        pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
+        assert disks(pair.lab, pair.primary)[0]["forwarder"]["sync_ms"] < 4000
+        writers.stop_and_verify(pair.lab)
+    wait_images_equal(pair.lab, pair.primary)
+
+
+@DISK
 def test_planned_failover(pair):
     with writing(pair) as writers:
         mark = pair.mark()

@@ -340,6 +340,73 @@ START_TEST(life_sync_under_writes)
 }
 END_TEST
 
+/* What is sent together does not wait for a barrier. */
+START_TEST(life_sent_without_a_barrier)
+{
+    g_auto(Rig) rig = {0};
+
+    rig_init(&rig, 20000);
+    begin_mirror(&rig);
+    fake_nbd_hold(rig.peer, true);
+    for (unsigned i = 1; i <= 3; i++) {
+        guest_writes(&rig, (uint8_t)i, i * CHUNK_BYTES, 4096);
+        fake_nbd_wait_kept(rig.peer, i);
+    }
+    fake_nbd_hold(rig.peer, false);
+    MUST(forward_barrier(rig.forward, 1, soon(), &error));
+    expect_equal(&rig);
+}
+END_TEST
+
+static void
+wait_synced(Rig *rig)
+{
+    ForwardStatus status = status_of(rig);
+    int64_t deadline_ns = soon();
+
+    while (!status.synced) {
+        ck_assert_int_lt(clock_now_ns(), deadline_ns);
+        forward_wait_change(rig->forward, status.change, deadline_ns);
+        status = status_of(rig);
+    }
+}
+
+/* What was written shortly before is not waited for any longer when it is known to be there. */
+START_TEST(life_settled)
+{
+    g_auto(Rig) rig = {0};
+
+    rig_init(&rig, 20000);
+    MUST(forward_alone(rig.forward, 1, TRUE, soon(), &error));
+    guest_writes(&rig, 'o', 0, SIZE);
+    begin_sync(&rig, 1);
+    ck_assert_uint_eq(status_of(&rig).left_bytes, (CHUNKS + 1) * CHUNK_BYTES);
+    forward_settled(rig.forward);
+    wait_synced(&rig);
+    ck_assert_uint_lt(status_of(&rig).sync_ms, 4000); /* without it 5 s */
+    MUST(forward_finish(rig.forward, soon(), &error));
+    expect_equal(&rig);
+}
+END_TEST
+
+/* A part of a sector, written since the connection began, may not be there yet. */
+START_TEST(life_settled_is_of_before)
+{
+    g_auto(Rig) rig = {0};
+
+    rig_init(&rig, 20000);
+    MUST(forward_alone(rig.forward, 1, TRUE, soon(), &error));
+    guest_writes(&rig, 'o', 0, SIZE);
+    begin_sync(&rig, 1);
+    guest_writes(&rig, 'p', CHUNK_BYTES + 7, 100);
+    forward_settled(rig.forward);
+    ck_assert_uint_eq(status_of(&rig).left_bytes, (CHUNKS + 1) * CHUNK_BYTES);
+    ck_assert(!status_of(&rig).synced);
+    MUST(forward_finish(rig.forward, soon(), &error));
+    expect_equal(&rig);
+}
+END_TEST
+
 /* --- Errors --- */
 
 START_TEST(err_the_peer_refuses)
@@ -480,6 +547,7 @@ START_TEST(life_verify)
 END_TEST
 
 CHECK_MAIN("forward", life_sync_and_checkpoints, life_held_until_release, life_a_peer_that_is_late,
-           life_only_what_is_marked_is_copied, life_sync_under_writes, err_the_peer_refuses,
-           err_no_answer, err_a_full_window, err_lost_while_syncing, life_alone_interrupts,
-           err_no_such_peer, life_verify)
+           life_only_what_is_marked_is_copied, life_sync_under_writes, life_sent_without_a_barrier,
+           life_settled, life_settled_is_of_before, err_the_peer_refuses, err_no_answer,
+           err_a_full_window, err_lost_while_syncing, life_alone_interrupts, err_no_such_peer,
+           life_verify)
