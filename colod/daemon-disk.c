@@ -422,17 +422,15 @@ daemon_disks_leave(Daemon *d)
 {
     d->disks->serial++;
     d->disks->vm_left = FALSE;
-    /* A VM that proves that it runs is not the truth yet: its disks stay as they are. */
+    /* PROVING: the claim is not won yet, and SVM goes on with what it sees. */
     d->disks->disks_left = d->disks->n == 0 || d->state == PAIR_PROVING;
     d->disks->failover_tries = 0;
     if (d->disks->disks_left)
         return;
     if (d->state == PAIR_TAKING_OVER)
         begin_failover(d);
-    else if (d->state == PAIR_RESUMING)
+    else
         go_alone(d);
-    else /* PROVING: the claim is not won yet, and SVM goes on with what it sees */
-        d->disks->disks_left = TRUE;
 }
 
 void
