@@ -14,7 +14,7 @@
 
 #include <string.h>
 
-G_DEFINE_QUARK(colod - disk - error - quark, disk_error)
+G_DEFINE_QUARK(colod_disk_error_quark, disk_error)
 
 /* --- Operations --- */
 

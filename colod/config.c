@@ -25,7 +25,7 @@ enum {
     HEARTBEATS_PER_LIMIT = 3,     /* one lost heartbeat must not look like a dead host */
 };
 
-G_DEFINE_QUARK(config - error - quark, config_error)
+G_DEFINE_QUARK(colod_config_error_quark, config_error)
 
 /* One `key=value` or `[group]` (key NULL) of the text. */
 typedef struct Line {

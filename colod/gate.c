@@ -66,7 +66,7 @@ typedef struct DeadlineSource {
     GateTimer timer;
 } DeadlineSource;
 
-G_DEFINE_QUARK(gate - error - quark, gate_error)
+G_DEFINE_QUARK(colod_gate_error_quark, gate_error)
 
 const char *
 gate_step_name(GateStep step)
