@@ -60,6 +60,36 @@ error_json(const char *error_class, const char *text)
     return error;
 }
 
+static const char *
+error_class(const DiskService *service, const GError *error)
+{
+    if (g_error_matches(error, service->error_domain(), service->refused))
+        return "refused";
+    return g_error_matches(error, service->error_domain(), service->timeout) ? "timeout" : "failed";
+}
+
+/* What is returned; NULL: @error. */
+static json_object *
+carry_out(const DiskControl *control, const DiskRequest *request, GError **error)
+{
+    const DiskService *service = control->service;
+    const int64_t deadline_ns = clock_now_ns() + request->timeout_ms * NS_PER_MS;
+
+    switch (request->command) {
+    case DISK_COMMAND_STATUS:
+        if (request->after > 0)
+            service->wait_change(control->user_data, request->after, deadline_ns);
+        return service->status(control->user_data);
+    case DISK_COMMAND_QUIT:
+        service->quit();
+        return json_object_new_object();
+    default:
+        return service->order(control->user_data, request, deadline_ns, error)
+                   ? json_object_new_object()
+                   : NULL;
+    }
+}
+
 static json_object *
 answer(const DiskControl *control, const char *line, gsize length)
 {
@@ -71,13 +101,11 @@ answer(const DiskControl *control, const char *line, gsize length)
     json_object_object_add(message, "id", json_object_get(request.id));
     if (problem)
         json_object_object_add(message, "error", error_json("usage", problem));
-    else if ((result = control->service->carry_out(control->user_data, &request,
-                                                   clock_now_ns() + request.timeout_ms * NS_PER_MS,
-                                                   &error)))
+    else if ((result = carry_out(control, &request, &error)))
         json_object_object_add(message, "return", result);
     else
         json_object_object_add(message, "error",
-                               error_json(control->service->error_class(error), error->message));
+                               error_json(error_class(control->service, error), error->message));
     return message;
 }
 

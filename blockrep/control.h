@@ -6,14 +6,27 @@
 
 typedef struct DiskControl DiskControl;
 
-/* What a plugin does with requests: any of the control's threads, several at once. */
+/* Commands of every plugin: its set begins with them. */
+enum {
+    DISK_COMMAND_STATUS,
+    DISK_COMMAND_QUIT,
+    DISK_COMMAND_OWN, /* the first of the plugin's own */
+};
+
+/* What a plugin does with requests: any of the control's threads, several at once. @user_data: its
+ * own. What waits does so until @deadline_ns at most. */
 typedef struct DiskService {
     const DiskCommandSet *set;
-    /* What is returned, the caller's; or NULL and @error. Blocks until @deadline_ns at most. */
-    json_object *(*carry_out)(void *user_data, const DiskRequest *request, int64_t deadline_ns,
-                              GError **error);
-    /* "refused", "timeout" or "failed" */
-    const char *(*error_class)(const GError *error);
+    json_object *(*status)(void *user_data);
+    /* Until the status is another than @after. */
+    void (*wait_change)(void *user_data, uint64_t after, int64_t deadline_ns);
+    /* Ends the process, soon. */
+    void (*quit)(void);
+    /* One of its own commands; FALSE: @error. */
+    gboolean (*order)(void *user_data, const DiskRequest *request, int64_t deadline_ns,
+                      GError **error);
+    GQuark (*error_domain)(void);
+    int refused, timeout; /* codes in it; all others are "failed" */
 } DiskService;
 
 /**

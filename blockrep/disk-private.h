@@ -81,7 +81,7 @@ struct Disk {
     bool high_water_told;
 };
 
-/* --- disk.c --- */
+/* --- disk-op.c --- */
 
 Op *disk_op_new(Disk *disk, DiskDoneFunc done, gpointer user_data);
 Op *disk_op_ref(Op *op);

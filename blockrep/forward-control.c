@@ -2,12 +2,14 @@
 /* forward-control.c - the forwarder's commands on its control socket */
 #include "forward-control.h"
 
+#include "control-json.h"
 #include "plugin-quit.h"
 
 #include <assert.h>
 
 typedef enum ForwardCommand {
-    COMMAND_STATUS,
+    COMMAND_STATUS = DISK_COMMAND_STATUS,
+    COMMAND_QUIT = DISK_COMMAND_QUIT,
     COMMAND_ALONE,
     COMMAND_CONNECT,
     COMMAND_SETTLED,
@@ -15,12 +17,12 @@ typedef enum ForwardCommand {
     COMMAND_BARRIER,
     COMMAND_RELEASE,
     COMMAND_VERIFY,
-    COMMAND_QUIT,
     COMMAND_COUNT,
 } ForwardCommand;
 
 static const DiskCommand commands[] = {
     [COMMAND_STATUS] = {"status", 0, DISK_ARG_AFTER},
+    [COMMAND_QUIT] = {"quit", 0, 0},
     [COMMAND_ALONE] = {"alone", DISK_ARG_GENERATION, DISK_ARG_FIRST},
     [COMMAND_CONNECT] = {"connect", DISK_ARG_HOST | DISK_ARG_GENERATION,
                          DISK_ARG_PORT | DISK_ARG_RATE_LIMIT},
@@ -29,25 +31,12 @@ static const DiskCommand commands[] = {
     [COMMAND_BARRIER] = {"barrier", DISK_ARG_EPOCH, 0},
     [COMMAND_RELEASE] = {"release", DISK_ARG_EPOCH, 0},
     [COMMAND_VERIFY] = {"verify", 0, 0},
-    [COMMAND_QUIT] = {"quit", 0, 0},
 };
 static_assert(G_N_ELEMENTS(commands) == COMMAND_COUNT, "a line for each command");
 
 const DiskCommandSet forward_commands = {.commands = commands, .n = COMMAND_COUNT};
 
 /* --- Status --- */
-
-static void
-add(json_object *object, const char *key, json_object *value)
-{
-    json_object_object_add(object, key, value);
-}
-
-static void
-add_number(json_object *object, const char *key, uint64_t value)
-{
-    add(object, key, json_object_new_uint64(value));
-}
 
 static json_object *
 meta_json(const DiskMeta *meta)
@@ -112,12 +101,12 @@ verify_json(const VerifyStatus *status)
 }
 
 static json_object *
-status_json(Forward *forward)
+status_json(void *user_data)
 {
     json_object *object = json_object_new_object();
     ForwardStatus status;
 
-    forward_status(forward, &status);
+    forward_status(user_data, &status);
     add(object, "mode", json_object_new_string(forward_mode_name(status.mode)));
     add(object, "fault", json_object_new_string(fault_name(status.fault)));
     if (status.fault != FAULT_NONE) {
@@ -144,6 +133,12 @@ status_json(Forward *forward)
     return object;
 }
 
+static void
+wait_change(void *user_data, uint64_t after, int64_t deadline_ns)
+{
+    forward_wait_change(user_data, after, deadline_ns);
+}
+
 /* --- Commands --- */
 
 static gboolean
@@ -166,13 +161,11 @@ connect_to(Forward *forward, const DiskRequest *request, int64_t deadline_ns, GE
 }
 
 static gboolean
-order(Forward *forward, const DiskRequest *request, int64_t deadline_ns, GError **error)
+order(void *user_data, const DiskRequest *request, int64_t deadline_ns, GError **error)
 {
+    Forward *forward = user_data;
+
     switch ((ForwardCommand)request->command) {
-    case COMMAND_STATUS:
-        if (request->after > 0)
-            forward_wait_change(forward, request->after, deadline_ns);
-        return TRUE;
     case COMMAND_ALONE:
         return forward_alone(forward, request->generation, request->first, deadline_ns, error);
     case COMMAND_CONNECT:
@@ -188,37 +181,23 @@ order(Forward *forward, const DiskRequest *request, int64_t deadline_ns, GError 
         return forward_release(forward, request->epoch, deadline_ns, error);
     case COMMAND_VERIFY:
         return forward_verify(forward, deadline_ns, error);
+    case COMMAND_STATUS:
     case COMMAND_QUIT:
-        plugin_quit();
-        return TRUE;
     case COMMAND_COUNT:
         break;
     }
     g_assert_not_reached();
 }
 
-static json_object *
-carry_out(void *user_data, const DiskRequest *request, int64_t deadline_ns, GError **error)
-{
-    Forward *forward = user_data;
-
-    if (!order(forward, request, deadline_ns, error))
-        return NULL;
-    return request->command == COMMAND_STATUS ? status_json(forward) : json_object_new_object();
-}
-
-static const char *
-error_class(const GError *error)
-{
-    if (g_error_matches(error, FORWARD_ERROR, FORWARD_ERROR_REFUSED))
-        return "refused";
-    return g_error_matches(error, FORWARD_ERROR, FORWARD_ERROR_TIMEOUT) ? "timeout" : "failed";
-}
-
 static const DiskService service = {
     .set = &forward_commands,
-    .carry_out = carry_out,
-    .error_class = error_class,
+    .status = status_json,
+    .wait_change = wait_change,
+    .quit = plugin_quit,
+    .order = order,
+    .error_domain = forward_error_quark,
+    .refused = FORWARD_ERROR_REFUSED,
+    .timeout = FORWARD_ERROR_TIMEOUT,
 };
 
 DiskControl *

@@ -5,17 +5,14 @@
  * there is nothing to read here. UNIX sockets only: nothing else has business with it.
  */
 #include "forward-control.h"
+#include "plugin-parts.h"
 #include "plugin-quit.h"
 
 #include "clock.h"
-#include "image.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
@@ -24,7 +21,6 @@
 
 enum {
     PREFERRED_BYTES = 4096,
-    MAX_REQUEST_BYTES = 32 * 1024 * 1024, /* what NBD clients may always send */
     MAX_TIMEOUT_MS = 600 * 1000,
 };
 
@@ -43,17 +39,6 @@ static Plugin plugin = {.limit_bytes = FORWARD_DEFAULT_LIMIT_BYTES,
                         .timeout_ms = FORWARD_DEFAULT_TIMEOUT_MS};
 
 /* --- Parameters --- */
-
-static int
-set_path(char **path, const char *value)
-{
-    /* nbdkit changes its folder later. */
-    char *absolute = image_is_nbd(value) ? strdup(value) : nbdkit_absolute_path(value);
-
-    free(*path);
-    *path = absolute;
-    return absolute ? 0 : -1;
-}
 
 static int
 set_limit(const char *value)
@@ -112,7 +97,7 @@ forward_config(const char *key, const char *value)
 
     for (size_t i = 0; i < G_N_ELEMENTS(paths); i++) {
         if (strcmp(key, paths[i].key) == 0)
-            return set_path(paths[i].path, value);
+            return plugin_set_path(paths[i].path, value);
     }
     if (strcmp(key, "window-limit") == 0)
         return set_limit(value);
@@ -188,19 +173,17 @@ start_alone(GError **error)
                          clock_now_ns() + plugin.timeout_ms * NS_PER_MS, error);
 }
 
-/* Signals are nbdkit's: its own threads block them, so must ours and those they start. */
 static int
 forward_after_fork(void)
 {
     g_autoptr(GError) error = NULL;
-    sigset_t all, before;
+    sigset_t before;
 
     plugin_outlive_parent();
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    plugin_block_signals(&before);
     if (start_alone(&error))
         plugin.control = forward_control_new(plugin.control_path, plugin.forward, &error);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    plugin_restore_signals(&before);
     if (!plugin.control) {
         nbdkit_error("%s", error->message);
         return -1;
@@ -236,13 +219,11 @@ forward_unload(void)
 static void *
 forward_open(G_GNUC_UNUSED int readonly)
 {
-    struct sockaddr_storage address;
-    socklen_t length = sizeof(address);
+    bool is_known;
 
-    if (nbdkit_peer_name((struct sockaddr *)&address, &length) < 0)
-        return NULL;
-    if (address.ss_family != AF_UNIX) {
-        nbdkit_error("refused: the forwarder is for UNIX sockets only");
+    if (!plugin_peer_is_local(&is_known)) {
+        if (is_known)
+            nbdkit_error("refused: the forwarder is for UNIX sockets only");
         return NULL;
     }
     return &plugin;
@@ -260,19 +241,7 @@ forward_block_size(G_GNUC_UNUSED void *handle, uint32_t *minimum, uint32_t *pref
 {
     *minimum = 1;
     *preferred = PREFERRED_BYTES;
-    *maximum = MAX_REQUEST_BYTES;
-    return 0;
-}
-
-static int
-answer_yes(G_GNUC_UNUSED void *handle)
-{
-    return 1;
-}
-
-static int
-answer_no(G_GNUC_UNUSED void *handle)
-{
+    *maximum = PLUGIN_MAX_REQUEST_BYTES;
     return 0;
 }
 
@@ -364,16 +333,16 @@ static struct nbdkit_plugin nbdkit_description = {
     .open = forward_open,
     .get_size = forward_get_size,
     .block_size = forward_block_size,
-    .can_write = answer_yes,
-    .can_flush = answer_yes,
-    .can_trim = answer_yes,
-    .can_zero = answer_yes,
-    .can_fast_zero = answer_yes,
+    .can_write = plugin_yes,
+    .can_flush = plugin_yes,
+    .can_trim = plugin_yes,
+    .can_zero = plugin_yes,
+    .can_fast_zero = plugin_yes,
     .can_fua = forward_can_fua,
     .can_cache = forward_can_cache,
-    .can_multi_conn = answer_yes, /* all connections share one window */
-    .can_extents = answer_yes,
-    .is_rotational = answer_no,
+    .can_multi_conn = plugin_yes, /* all connections share one window */
+    .can_extents = plugin_yes,
+    .is_rotational = plugin_no,
     .pread = forward_pread,
     .pwrite = forward_pwrite,
     .zero = forward_zero,

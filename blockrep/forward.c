@@ -17,7 +17,7 @@
 
 enum { MASK_CHUNKS = 65536 };
 
-G_DEFINE_QUARK(forward - error - quark, forward_error)
+G_DEFINE_QUARK(colod_forward_error_quark, forward_error)
 
 /* --- Life --- */
 

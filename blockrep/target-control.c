@@ -2,47 +2,36 @@
 /* target-control.c - the target's commands on its control socket */
 #include "target-control.h"
 
+#include "control-json.h"
 #include "plugin-quit.h"
 
 #include <assert.h>
 
 typedef enum TargetCommand {
-    COMMAND_STATUS,
+    COMMAND_STATUS = DISK_COMMAND_STATUS,
+    COMMAND_QUIT = DISK_COMMAND_QUIT,
     COMMAND_SYNC,
     COMMAND_MIRROR,
     COMMAND_CHECKPOINT,
     COMMAND_BARRIER,
     COMMAND_FAILOVER,
-    COMMAND_QUIT,
     COMMAND_COUNT,
 } TargetCommand;
 
 static const DiskCommand commands[] = {
     [COMMAND_STATUS] = {"status", 0, DISK_ARG_AFTER},
+    [COMMAND_QUIT] = {"quit", 0, 0},
     [COMMAND_SYNC] = {"sync", DISK_ARG_GENERATION, 0},
     [COMMAND_MIRROR] = {"mirror", DISK_ARG_GENERATION | DISK_ARG_EPOCH, 0},
     [COMMAND_CHECKPOINT] = {"checkpoint", DISK_ARG_EPOCH, 0},
     [COMMAND_BARRIER] = {"barrier", 0, DISK_ARG_DURABLE},
     [COMMAND_FAILOVER] = {"failover", DISK_ARG_GENERATION, DISK_ARG_UNTIL},
-    [COMMAND_QUIT] = {"quit", 0, 0},
 };
 static_assert(G_N_ELEMENTS(commands) == COMMAND_COUNT, "a line for each command");
 
 const DiskCommandSet target_commands = {.commands = commands, .n = COMMAND_COUNT};
 
 /* --- Status --- */
-
-static void
-add(json_object *object, const char *key, json_object *value)
-{
-    json_object_object_add(object, key, value);
-}
-
-static void
-add_number(json_object *object, const char *key, uint64_t value)
-{
-    add(object, key, json_object_new_uint64(value));
-}
 
 static json_object *
 overlay_json(const TargetStatus *status, int i)
@@ -97,12 +86,12 @@ add_startable(json_object *object, const TargetStatus *status)
 }
 
 static json_object *
-status_json(Target *target)
+status_json(void *user_data)
 {
     json_object *object = json_object_new_object();
     TargetStatus status;
 
-    target_status(target, &status);
+    target_status(user_data, &status);
     add(object, "mode", json_object_new_string(target_mode_name(status.mode)));
     add(object, "state", json_object_new_string(disk_state_name(status.meta.state)));
     add_startable(object, &status);
@@ -126,11 +115,19 @@ status_json(Target *target)
     return object;
 }
 
+static void
+wait_change(void *user_data, uint64_t after, int64_t deadline_ns)
+{
+    target_wait_change(user_data, after, deadline_ns);
+}
+
 /* --- Commands --- */
 
 static gboolean
-order(Target *target, const DiskRequest *request, int64_t deadline_ns, GError **error)
+order(void *user_data, const DiskRequest *request, int64_t deadline_ns, GError **error)
 {
+    Target *target = user_data;
+
     switch ((TargetCommand)request->command) {
     case COMMAND_SYNC:
         return target_sync(target, request->generation, deadline_ns, error);
@@ -144,40 +141,22 @@ order(Target *target, const DiskRequest *request, int64_t deadline_ns, GError **
         return target_failover(target, request->generation, deadline_ns, error) &&
                target_wait_commit(target, request->durable, deadline_ns, error);
     case COMMAND_STATUS:
-        if (request->after > 0)
-            target_wait_change(target, request->after, deadline_ns);
-        return TRUE;
     case COMMAND_QUIT:
-        plugin_quit();
-        return TRUE;
     case COMMAND_COUNT:
         break;
     }
     g_assert_not_reached();
 }
 
-static json_object *
-carry_out(void *user_data, const DiskRequest *request, int64_t deadline_ns, GError **error)
-{
-    Target *target = user_data;
-
-    if (!order(target, request, deadline_ns, error))
-        return NULL;
-    return request->command == COMMAND_STATUS ? status_json(target) : json_object_new_object();
-}
-
-static const char *
-error_class(const GError *error)
-{
-    if (g_error_matches(error, TARGET_ERROR, TARGET_ERROR_REFUSED))
-        return "refused";
-    return g_error_matches(error, TARGET_ERROR, TARGET_ERROR_TIMEOUT) ? "timeout" : "failed";
-}
-
 static const DiskService service = {
     .set = &target_commands,
-    .carry_out = carry_out,
-    .error_class = error_class,
+    .status = status_json,
+    .wait_change = wait_change,
+    .quit = plugin_quit,
+    .order = order,
+    .error_domain = target_error_quark,
+    .refused = TARGET_ERROR_REFUSED,
+    .timeout = TARGET_ERROR_TIMEOUT,
 };
 
 DiskControl *

@@ -9,18 +9,15 @@
  * get_ready opens everything, so that what is wrong is said before nbdkit goes into the background;
  * threads start in after_fork.
  */
+#include "plugin-parts.h"
 #include "plugin-quit.h"
 #include "target-control.h"
 #include "target-exports.h"
 #include "target-open.h"
 
-#include "image.h"
-
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
@@ -29,7 +26,6 @@
 
 enum {
     PREFERRED_BYTES = OVERLAY_BLOCK_BYTES,
-    MAX_REQUEST_BYTES = 32 * 1024 * 1024, /* what NBD clients may always send */
     MAX_EXTENTS = 1024,                   /* in one answer; clients ask on */
     MAX_EXTENTS_BYTES = 64 * 1024 * 1024, /* looked up for one answer */
 };
@@ -48,29 +44,18 @@ static Plugin plugin = {.limit_bytes = TARGET_DEFAULT_LIMIT_BYTES};
 /* --- Parameters --- */
 
 static int
-set_path(char **path, const char *value)
-{
-    /* nbdkit changes its folder later. */
-    char *absolute = image_is_nbd(value) ? strdup(value) : nbdkit_absolute_path(value);
-
-    free(*path);
-    *path = absolute;
-    return absolute ? 0 : -1;
-}
-
-static int
 target_config(const char *key, const char *value)
 {
     if (strcmp(key, "disk") == 0)
-        return set_path(&plugin.disk, value);
+        return plugin_set_path(&plugin.disk, value);
     if (strcmp(key, "metadata") == 0)
-        return set_path(&plugin.metadata, value);
+        return plugin_set_path(&plugin.metadata, value);
     if (strcmp(key, "map") == 0)
-        return set_path(&plugin.map, value);
+        return plugin_set_path(&plugin.map, value);
     if (strcmp(key, "overlay-dir") == 0)
-        return set_path(&plugin.directory, value);
+        return plugin_set_path(&plugin.directory, value);
     if (strcmp(key, "control") == 0)
-        return set_path(&plugin.control_path, value);
+        return plugin_set_path(&plugin.control_path, value);
     if (strcmp(key, "overlay") == 0 && strcmp(value, "memory") == 0) {
         plugin.in_memory = TRUE;
         return 0;
@@ -130,19 +115,17 @@ target_get_ready(void)
     return 0;
 }
 
-/* Signals are nbdkit's: its own threads block them, so must ours. */
 static int
 target_after_fork(void)
 {
     g_autoptr(GError) error = NULL;
-    sigset_t all, before;
+    sigset_t before;
 
     plugin_outlive_parent();
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    plugin_block_signals(&before);
     target_start(plugin.target);
     plugin.control = target_control_new(plugin.control_path, plugin.target, &error);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    plugin_restore_signals(&before);
     if (!plugin.control) {
         nbdkit_error("%s", error->message);
         return -1;
@@ -210,24 +193,15 @@ is_there(const Export *export)
     return export->kind != EXPORT_CHANGED || target_map(plugin.target);
 }
 
-static bool
-is_local_peer(void)
-{
-    struct sockaddr_storage address;
-    socklen_t length = sizeof(address);
-
-    if (nbdkit_peer_name((struct sockaddr *)&address, &length) < 0)
-        return false;
-    return address.ss_family == AF_UNIX;
-}
-
 /* NULL: this peer may have it. */
 static const char *
 why_not(const Export *export)
 {
+    bool is_known;
+
     if (!is_there(export))
         return "needs a map (map=PATH)";
-    if (is_local_peer())
+    if (plugin_peer_is_local(&is_known))
         return NULL;
     if (!export->is_remote)
         return "is for UNIX sockets only";
@@ -289,7 +263,7 @@ target_block_size(void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t
 {
     *minimum = 1;
     *preferred = PREFERRED_BYTES;
-    *maximum = MAX_REQUEST_BYTES;
+    *maximum = PLUGIN_MAX_REQUEST_BYTES;
     if (export_of(handle)->kind == EXPORT_DIGEST) {
         *minimum = CHUNK_DIGEST_BYTES;
         *preferred = *maximum = DIGEST_MAX_CHUNKS * CHUNK_DIGEST_BYTES;
@@ -302,18 +276,6 @@ static int
 target_is_disk(void *handle)
 {
     return export_of(handle)->kind == EXPORT_DISK;
-}
-
-static int
-answer_yes(G_GNUC_UNUSED void *handle)
-{
-    return 1;
-}
-
-static int
-answer_no(G_GNUC_UNUSED void *handle)
-{
-    return 0;
 }
 
 static int
@@ -462,11 +424,11 @@ static struct nbdkit_plugin nbdkit_description = {
     .can_flush = target_is_disk,
     .can_trim = target_is_disk,
     .can_zero = target_is_disk,
-    .can_fast_zero = answer_no, /* the old blocks are saved first */
+    .can_fast_zero = plugin_no, /* the old blocks are saved first */
     .can_fua = target_can_fua,
-    .can_multi_conn = answer_yes, /* all connections share one target */
+    .can_multi_conn = plugin_yes, /* all connections share one target */
     .can_extents = target_is_disk,
-    .is_rotational = answer_no,
+    .is_rotational = plugin_no,
     .pread = target_pread,
     .pwrite = target_pwrite,
     .zero = target_zero,

@@ -13,7 +13,7 @@
 #include <errno.h>
 #include <string.h>
 
-G_DEFINE_QUARK(target - error - quark, target_error)
+G_DEFINE_QUARK(colod_target_error_quark, target_error)
 
 static const char *const phase_names[] = {
     [COMMIT_NONE] = "none",     [COMMIT_BEGUN] = "begun", [COMMIT_DURABLE] = "durable",

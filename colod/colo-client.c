@@ -30,7 +30,7 @@ struct ColoClient {
     int64_t next_id;
 };
 
-G_DEFINE_QUARK(colo - client - error - quark, colo_client_error)
+G_DEFINE_QUARK(colo_client_error_quark, colo_client_error)
 
 /* --- Finding and connecting --- */
 

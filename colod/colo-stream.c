@@ -5,7 +5,7 @@
 
 #include <assert.h>
 
-G_DEFINE_QUARK(colo - stream - error - quark, colo_stream_error)
+G_DEFINE_QUARK(colo_stream_error_quark, colo_stream_error)
 
 const char *
 colo_message_name(uint32_t message)

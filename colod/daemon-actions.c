@@ -7,6 +7,7 @@
  */
 #include "daemon-private.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -498,90 +499,121 @@ leave_colo(Daemon *d)
     vm_leave_colo(d->vm, on_left_colo, d);
 }
 
+static void
+start_primary(Daemon *d)
+{
+    daemon_disks_start(d, FALSE);
+}
+
+static void
+run_vm(Daemon *d)
+{
+    vm_run(d->vm, NULL, NULL);
+}
+
+static void
+probe_vm(Daemon *d)
+{
+    vm_probe(d->vm, d->config->message_timeout_ms, on_probe, d);
+}
+
+static void
+open_output(Daemon *d)
+{
+    set_output(d, PROXY_EGRESS_OPEN);
+}
+
+static void
+drop_output(Daemon *d)
+{
+    set_output(d, PROXY_EGRESS_DROP);
+}
+
+static void
+announce(Daemon *d)
+{
+    proxy_announce(d->proxy);
+}
+
+static void
+claim(Daemon *d)
+{
+    daemon_claim(d, FALSE);
+}
+
+static void
+claim_for_operator(Daemon *d)
+{
+    daemon_claim(d, TRUE);
+}
+
+/* ---- messages to the peer ---- */
+
+static void
+send_prepare(Daemon *d)
+{
+    d->facts.peer_gave_up = FALSE;
+    daemon_send_prepare(d);
+}
+
+static void
+send_prepared(Daemon *d)
+{
+    daemon_send_generation(d, PEER_MESSAGE_PREPARED, d->facts.generation, NULL);
+}
+
+static void
+send_prepare_failed(Daemon *d)
+{
+    daemon_send_generation(d, PEER_MESSAGE_PREPARE_FAILED, d->facts.generation, d->detail);
+}
+
+static void
+send_discard(Daemon *d)
+{
+    daemon_send_generation(d, PEER_MESSAGE_DISCARD, d->facts.generation, d->detail);
+}
+
+static void
+send_hand_over(Daemon *d)
+{
+    daemon_send_generation(d, PEER_MESSAGE_HAND_OVER, d->facts.generation, NULL);
+}
+
 void
 daemon_act(Daemon *d, PairAction action)
 {
-    switch (action) {
-    case PAIR_ACTION_START_VM:
-        daemon_disks_start(d, FALSE);
-        break;
-    case PAIR_ACTION_START_INCOMING:
-        start_incoming(d);
-        break;
-    case PAIR_ACTION_ADOPT_VM:
-        adopt_vm(d);
-        break;
-    case PAIR_ACTION_RUN_VM:
-        vm_run(d->vm, NULL, NULL);
-        break;
-    case PAIR_ACTION_KILL_VM:
-        kill_vm(d);
-        break;
-    case PAIR_ACTION_PROBE_VM:
-        vm_probe(d->vm, d->config->message_timeout_ms, on_probe, d);
-        break;
-    case PAIR_ACTION_OPEN_OUTPUT:
-    case PAIR_ACTION_DROP_OUTPUT:
-        set_output(d, action == PAIR_ACTION_OPEN_OUTPUT ? PROXY_EGRESS_OPEN : PROXY_EGRESS_DROP);
-        break;
-    case PAIR_ACTION_HOLD_OUTPUT:
-        daemon_network_hold(d);
-        break;
-    case PAIR_ACTION_CLAIM:
-    case PAIR_ACTION_CLAIM_OPERATOR:
-        daemon_claim(d, action == PAIR_ACTION_CLAIM_OPERATOR);
-        break;
-    case PAIR_ACTION_GRANT:
-        daemon_grant(d);
-        break;
-    case PAIR_ACTION_PROPOSE:
-        daemon_propose(d);
-        break;
-    case PAIR_ACTION_CONSENT:
-        daemon_consent(d);
-        break;
-    case PAIR_ACTION_SEND_PREPARE:
-        d->facts.peer_gave_up = FALSE;
-        daemon_send_prepare(d);
-        break;
-    case PAIR_ACTION_SEND_PREPARED:
-        daemon_send_generation(d, PEER_MESSAGE_PREPARED, d->facts.generation, NULL);
-        break;
-    case PAIR_ACTION_SEND_PREPARE_FAILED:
-        daemon_send_generation(d, PEER_MESSAGE_PREPARE_FAILED, d->facts.generation, d->detail);
-        break;
-    case PAIR_ACTION_CONNECT_DISKS:
-        daemon_disks_connect(d);
-        break;
-    case PAIR_ACTION_START_MIGRATION:
-        start_migration(d);
-        break;
-    case PAIR_ACTION_SEND_DISCARD:
-        daemon_send_generation(d, PEER_MESSAGE_DISCARD, d->facts.generation, d->detail);
-        break;
-    case PAIR_ACTION_SEND_HAND_OVER:
-        daemon_send_generation(d, PEER_MESSAGE_HAND_OVER, d->facts.generation, NULL);
-        break;
-    case PAIR_ACTION_GIVE_UP:
-        daemon_give_up(d);
-        break;
-    case PAIR_ACTION_DETACH_GATE:
-        detach_gate(d);
-        break;
-    case PAIR_ACTION_CLOSE_GATE:
-        daemon_close_gate(d);
-        break;
-    case PAIR_ACTION_LEAVE_COLO:
-        leave_colo(d);
-        break;
-    case PAIR_ACTION_ANNOUNCE:
-        proxy_announce(d->proxy);
-        break;
-    case PAIR_ACTION_RETRY_LATER:
-        daemon_retry_later(d);
-        break;
-    case PAIR_ACTION_NONE:
-    case PAIR_N_ACTIONS:
-        break;
-    }
+    static void (*const functions[])(Daemon *) = {
+        [PAIR_ACTION_START_VM] = start_primary,
+        [PAIR_ACTION_START_INCOMING] = start_incoming,
+        [PAIR_ACTION_ADOPT_VM] = adopt_vm,
+        [PAIR_ACTION_RUN_VM] = run_vm,
+        [PAIR_ACTION_KILL_VM] = kill_vm,
+        [PAIR_ACTION_PROBE_VM] = probe_vm,
+        [PAIR_ACTION_OPEN_OUTPUT] = open_output,
+        [PAIR_ACTION_HOLD_OUTPUT] = daemon_network_hold,
+        [PAIR_ACTION_DROP_OUTPUT] = drop_output,
+        [PAIR_ACTION_CLAIM] = claim,
+        [PAIR_ACTION_CLAIM_OPERATOR] = claim_for_operator,
+        [PAIR_ACTION_GRANT] = daemon_grant,
+        [PAIR_ACTION_PROPOSE] = daemon_propose,
+        [PAIR_ACTION_CONSENT] = daemon_consent,
+        [PAIR_ACTION_SEND_PREPARE] = send_prepare,
+        [PAIR_ACTION_SEND_PREPARED] = send_prepared,
+        [PAIR_ACTION_SEND_PREPARE_FAILED] = send_prepare_failed,
+        [PAIR_ACTION_CONNECT_DISKS] = daemon_disks_connect,
+        [PAIR_ACTION_START_MIGRATION] = start_migration,
+        [PAIR_ACTION_SEND_DISCARD] = send_discard,
+        [PAIR_ACTION_SEND_HAND_OVER] = send_hand_over,
+        [PAIR_ACTION_GIVE_UP] = daemon_give_up,
+        [PAIR_ACTION_DETACH_GATE] = detach_gate,
+        [PAIR_ACTION_CLOSE_GATE] = daemon_close_gate,
+        [PAIR_ACTION_LEAVE_COLO] = leave_colo,
+        [PAIR_ACTION_ANNOUNCE] = announce,
+        [PAIR_ACTION_RETRY_LATER] = daemon_retry_later,
+    };
+
+    static_assert(G_N_ELEMENTS(functions) == PAIR_N_ACTIONS, "a function for each action");
+    g_assert(functions[action] != NULL);
+    functions[action](d);
 }

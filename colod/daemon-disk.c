@@ -461,17 +461,15 @@ daemon_disks_leave(Daemon *d)
 {
     d->disks->serial++;
     d->disks->vm_left = FALSE;
-    /* A VM that proves that it runs is not the truth yet: its disks stay as they are. */
+    /* PROVING: the claim is not won yet, and SVM goes on with what it sees. */
     d->disks->disks_left = d->disks->n == 0 || d->state == PAIR_PROVING;
     d->disks->failover_tries = 0;
     if (d->disks->disks_left)
         return;
     if (d->state == PAIR_TAKING_OVER)
         begin_failover(d);
-    else if (d->state == PAIR_RESUMING)
+    else
         go_alone(d);
-    else /* PROVING: the claim is not won yet, and SVM goes on with what it sees */
-        d->disks->disks_left = TRUE;
 }
 
 void
@@ -511,8 +509,8 @@ on_moved(Disk *disk, const GError *error, gpointer user_data)
     if (error != NULL) {
         event_log_add(d->log, EVENT_WARNING, "disk", "moving to the local image: %s",
                       error->message);
-        if (d->disks->move_timer == NULL)
-            d->disks->move_timer = daemon_add_timer(d, MOVE_RETRY_MS, on_move_retry);
+        daemon_clear_source(&d->disks->move_timer); /* that of a commit */
+        d->disks->move_timer = daemon_add_timer(d, MOVE_RETRY_MS, on_move_retry);
         return;
     }
     slot->away = slot->committed = FALSE;

@@ -4,7 +4,7 @@
 
 #include <assert.h>
 
-G_DEFINE_QUARK(colod - peer - error - quark, peer_error)
+G_DEFINE_QUARK(colod_peer_error_quark, peer_error)
 
 enum {
     ON_CONTROL = 1u << PEER_CHANNEL_CONTROL,

@@ -20,7 +20,7 @@
 #include "source.h"
 #include "process.h"
 
-G_DEFINE_QUARK(colod - vm - error - quark, vm_error)
+G_DEFINE_QUARK(colod_vm_error_quark, vm_error)
 
 enum {
     QMP_CONNECT_TIMEOUT_MS = 10000, /* QEMU start-up on a loaded host */

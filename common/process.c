@@ -22,7 +22,7 @@
 #include "fd.h"
 #include "source.h"
 
-G_DEFINE_QUARK(colod - process - error - quark, process_error)
+G_DEFINE_QUARK(colod_process_error_quark, process_error)
 
 enum { LOG_KEEP_BYTES = 4 * 1024 * 1024 };
 

@@ -59,7 +59,7 @@
 #include "lan-tap.h"
 #include "link.h"
 
-G_DEFINE_QUARK(proxy - error - quark, proxy_error)
+G_DEFINE_QUARK(colod_proxy_error_quark, proxy_error)
 
 static void
 free_command(Command *command)

@@ -3,6 +3,7 @@
 #include "dirty-map.h"
 #include "dirty-map-header.h"
 
+#include "check-folder.h"
 #include "check-main.h"
 
 #include <errno.h>
@@ -569,20 +570,18 @@ run_all(void)
         err_file_system_full,
     };
 
-    return check_run("dirty-map", tests, G_N_ELEMENTS(tests));
+    path = g_build_filename(folder, "map", NULL);
+
+    int status = check_run("dirty-map", tests, G_N_ELEMENTS(tests));
+
+    g_free(path);
+    return status;
 }
 
 int
 main(void)
 {
-    if (!g_mkdtemp(folder))
-        return EXIT_FAILURE;
-    path = g_build_filename(folder, "map", NULL);
+    static const char *const files[] = {"map", NULL};
 
-    int status = run_all();
-
-    (void)g_unlink(path);
-    (void)g_rmdir(folder);
-    g_free(path);
-    return status;
+    return check_run_in_folder(folder, files, run_all);
 }

@@ -5,6 +5,7 @@
 #include "journal.h"
 #include "target-open.h"
 
+#include "check-folder.h"
 #include "check-main.h"
 #include "clock.h"
 
@@ -360,17 +361,8 @@ run_all(void)
 int
 main(void)
 {
-    if (!g_mkdtemp(folder))
-        return EXIT_FAILURE;
+    static const char *const files[] = {"meta",   "commit", "disk", "target-meta",
+                                        "hidden", "active", NULL};
 
-    int status = run_all();
-    const char *const names[] = {"meta", "commit", "disk", "target-meta", "hidden", "active"};
-
-    for (unsigned i = 0; i < G_N_ELEMENTS(names); i++) {
-        g_autofree char *path = path_of(names[i]);
-
-        (void)g_unlink(path);
-    }
-    (void)g_rmdir(folder);
-    return status;
+    return check_run_in_folder(folder, files, run_all);
 }

@@ -2,6 +2,7 @@
 /* test-store.c - stores in files and in memory */
 #include "store.h"
 
+#include "check-folder.h"
 #include "check-main.h"
 
 #include <errno.h>
@@ -215,17 +216,7 @@ run_all(void)
 int
 main(void)
 {
-    if (!g_mkdtemp(folder))
-        return EXIT_FAILURE;
+    static const char *const files[] = {"disk", "overlay", "empty", "link", NULL};
 
-    int status = run_all();
-    const char *const names[] = {"disk", "overlay", "empty", "link"};
-
-    for (unsigned i = 0; i < G_N_ELEMENTS(names); i++) {
-        g_autofree char *path = g_build_filename(folder, names[i], NULL);
-
-        (void)g_unlink(path);
-    }
-    (void)g_rmdir(folder);
-    return status;
+    return check_run_in_folder(folder, files, run_all);
 }

@@ -65,6 +65,13 @@ parse_more(const char *more)
     return config;
 }
 
+/* A formatter takes dashes in it for subtractions, and blanks get into the name. */
+START_TEST(unit_error_domain_has_a_name)
+{
+    ck_assert_str_eq(g_quark_to_string(CONFIG_ERROR), "colod_config_error_quark");
+}
+END_TEST
+
 START_TEST(unit_defaults)
 {
     g_autoptr(Config) config = parse_more("");
@@ -614,11 +621,12 @@ START_TEST(unit_digest_covers_what_the_guest_sees)
 }
 END_TEST
 
-CHECK_MAIN("config", unit_defaults, unit_values, unit_interval_by_mode, unit_disks,
-           unit_extra_args_and_kernel, unit_default_tap_keeps_the_number_when_cut,
-           unit_sample_loads_and_names_every_key, unit_every_key_has_a_default_that_is_valid,
-           unit_every_key_is_in_the_man_page, err_file_missing_too_large_or_a_folder, err_vm_name,
-           err_not_a_key_file, err_unknown_names_suggest_the_nearest, err_missing,
-           err_numbers_out_of_range, err_malformed_values, err_keys_that_do_not_go_together,
+CHECK_MAIN("config", unit_error_domain_has_a_name, unit_defaults, unit_values,
+           unit_interval_by_mode, unit_disks, unit_extra_args_and_kernel,
+           unit_default_tap_keeps_the_number_when_cut, unit_sample_loads_and_names_every_key,
+           unit_every_key_has_a_default_that_is_valid, unit_every_key_is_in_the_man_page,
+           err_file_missing_too_large_or_a_folder, err_vm_name, err_not_a_key_file,
+           err_unknown_names_suggest_the_nearest, err_missing, err_numbers_out_of_range,
+           err_malformed_values, err_keys_that_do_not_go_together,
            err_disks_that_do_not_go_together, sec_bytes_that_would_reach_terminal_or_log,
            unit_digest_covers_what_the_guest_sees)

@@ -96,6 +96,16 @@ lone_init(World *w, ProxyPortKind port, ProxyConfig *base)
     return fds[1];
 }
 
+int
+lone_init_plain(World *w, ProxyPortKind port)
+{
+    ProxyConfig base;
+
+    pair_wire_sequence = 0;
+    lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
+    return lone_init(w, port, &base);
+}
+
 void
 pair_clear(Pair *pair)
 {

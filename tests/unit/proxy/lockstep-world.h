@@ -23,6 +23,8 @@ void pair_clear(Pair *pair);
 /** Only the primary, in COMPARE and ingress flowing; the test is its peer. @base:
  * lockstep_config(), changed as the test likes. Returns the test's end of the channel. */
 int lone_init(World *w, ProxyPortKind port, ProxyConfig *base);
+/** As pair_init() would configure it; the test's messages are counted from the first. */
+int lone_init_plain(World *w, ProxyPortKind port);
 /** What pair_init() uses. */
 void lockstep_config(ProxyConfig *base, unsigned timeout_ms, gsize hold_max_bytes);
 

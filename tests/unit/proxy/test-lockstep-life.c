@@ -25,12 +25,7 @@ START_TEST(err_peer_end_holds_output_until_it_is_decided)
 {
     for (unsigned k = 0; k < KINDS; k++) {
         World w;
-        ProxyConfig base;
-
-        pair_wire_sequence = 0;
-        lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-
-        int fd = lone_init(&w, kinds[k], &base);
+        int fd = lone_init_plain(&w, kinds[k]);
 
         guest_send(&w, 1, 60);
         guest_send(&w, 2, 70);
@@ -68,12 +63,7 @@ END_TEST
 START_TEST(err_nothing_leaves_behind_the_end_of_the_channel)
 {
     World w;
-    ProxyConfig base;
-
-    pair_wire_sequence = 0;
-    lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-
-    int fd = lone_init(&w, PROXY_PORT_TAP, &base);
+    int fd = lone_init_plain(&w, PROXY_PORT_TAP);
 
     /* Released, and not written yet. */
     proxy_set_lease(w.proxy, 1);
@@ -93,11 +83,7 @@ END_TEST
 START_TEST(err_link_lost_and_claim_lost_drops_all)
 {
     World w;
-    ProxyConfig base;
-
-    lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-
-    int fd = lone_init(&w, PROXY_PORT_TAP, &base);
+    int fd = lone_init_plain(&w, PROXY_PORT_TAP);
 
     guest_send(&w, 1, 60);
     WORLD_UNTIL(&w, st.engine_frames[0] == 1);
@@ -116,11 +102,7 @@ static void
 expect_refusal(const uint8_t *bytes, size_t len, const char *text)
 {
     World w;
-    ProxyConfig base;
-
-    lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-
-    int fd = lone_init(&w, PROXY_PORT_TAP, &base);
+    int fd = lone_init_plain(&w, PROXY_PORT_TAP);
 
     ck_assert_int_eq(send(fd, bytes, len, MSG_NOSIGNAL), (ssize_t)len);
     world_until(&w.n_peer_lost, 1);
@@ -170,14 +152,9 @@ END_TEST
 START_TEST(life_a_new_peer_replaces_the_one_before)
 {
     World w;
-    ProxyConfig base;
     uint8_t byte;
     int fds[2];
-
-    pair_wire_sequence = 0;
-    lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-
-    int fd = lone_init(&w, PROXY_PORT_TAP, &base);
+    int fd = lone_init_plain(&w, PROXY_PORT_TAP);
 
     peer_says(fd, 0, 1, 60);
     pair_sockets(fds);

@@ -157,12 +157,7 @@ END_TEST
 START_TEST(unit_frames_of_an_old_epoch_match_nothing)
 {
     World w;
-    ProxyConfig base;
-
-    pair_wire_sequence = 0;
-    lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-
-    int fd = lone_init(&w, PROXY_PORT_TAP, &base);
+    int fd = lone_init_plain(&w, PROXY_PORT_TAP);
 
     world_checkpoint_alone(&w, 1);
     /* Said before the checkpoint, it comes after it, and is what the primary now says. */
@@ -181,12 +176,7 @@ END_TEST
 START_TEST(unit_frames_of_the_next_epoch_wait_for_its_commit)
 {
     World w;
-    ProxyConfig base;
-
-    pair_wire_sequence = 0;
-    lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-
-    int fd = lone_init(&w, PROXY_PORT_TAP, &base);
+    int fd = lone_init_plain(&w, PROXY_PORT_TAP);
 
     world_mark(&w, 1);
     /* The secondary goes on before the primary knows of the commit. */
@@ -206,12 +196,7 @@ END_TEST
 START_TEST(unit_frames_before_the_mark_match_until_the_commit)
 {
     World w;
-    ProxyConfig base;
-
-    pair_wire_sequence = 0;
-    lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-
-    int fd = lone_init(&w, PROXY_PORT_TAP, &base);
+    int fd = lone_init_plain(&w, PROXY_PORT_TAP);
 
     guest_send(&w, 7, 60);
     world_mark(&w, 1);
@@ -226,13 +211,8 @@ END_TEST
 START_TEST(unit_ingress_copies_carry_the_epoch_of_the_mark)
 {
     World w;
-    ProxyConfig base;
     WireFrame frame;
-
-    pair_wire_sequence = 0;
-    lockstep_config(&base, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-
-    int fd = lone_init(&w, PROXY_PORT_TAP, &base);
+    int fd = lone_init_plain(&w, PROXY_PORT_TAP);
 
     for (guint32 epoch = 0; epoch < 3; epoch++) {
         if (epoch > 0)
