@@ -463,8 +463,8 @@ START_TEST(unit_a_guest_alone_refuses_a_straggler)
 END_TEST
 
 CHECK_MAIN("lockstep-tcp", unit_numbers_differ_inside_and_agree_outside,
-           unit_a_guest_alone_refuses_a_straggler,
-           unit_an_ack_is_lowered_to_what_the_secondary_has, unit_different_bytes_diverge_at_once,
+           unit_a_guest_alone_refuses_a_straggler, unit_an_ack_is_lowered_to_what_the_secondary_has,
+           unit_different_bytes_diverge_at_once,
            life_a_connection_survives_two_takeovers_in_both_directions,
            life_a_handshake_that_ends_after_the_arming_survives_the_next_takeovers,
            life_a_handshake_survives_two_takeovers,
