@@ -297,7 +297,7 @@ handle_peer_event(PeerStream *peer, uint32_t events)
     if (events & EPOLLOUT)
         peer->blocked = false;
     if (events & (EPOLLIN | EPOLLERR | EPOLLHUP))
-        peer->readable = true;
+        peer->readable = peer->woken = true;
     /* Where it is not read, its end would be reported for ever. */
     if ((events & (EPOLLERR | EPOLLHUP)) && !(peer->events & EPOLLIN))
         peer_stream_fail(peer, EPIPE, "the connection is gone");
