@@ -9,13 +9,13 @@
  * closed first keeps the connection for a minute (TIME-WAIT) and says nothing; one that was closed
  * on has forgotten it, and so has one with too many in TIME-WAIT: these say RST. Two equal guests
  * may close in either order and need not have as many in TIME-WAIT, so each such RST would wait for
- * its counterpart in vain, and cost a checkpoint: one every few thousand short connections, or every
- * few hundred.
+ * its counterpart in vain, and cost a checkpoint: one every few thousand short connections, or
+ * every few hundred.
  *
  * Such an RST means nothing to anybody if the connection was over before:
  * - the guest's FIN has left, so both guests have said the same up to there;
- * - the client has acknowledged it: an RST without an ack has the number that the segment it answers
- *   acknowledged, and that is the end of what the guest said;
+ * - the client has acknowledged it: an RST without an ack has the number that was acknowledged by
+ *   what it answers, and that is the end of what the guest said;
  * - the client has said FIN, and all its data were acknowledged to it (its FIN need not be: a guest
  *   that closed first and forgot at once answers that with an RST).
  * The client has been told all there was and knows that its own data were taken. So the primary's

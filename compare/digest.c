@@ -22,9 +22,10 @@
  * - a unit differs,
  * - the window's end lies within a unit: what is before it may have left already,
  * - a SYN or FIN of the primary lies within it,
- * - the primary's bytes end within a unit, and nothing more of them is to be expected soon: their
- *   last segment is not of whole units (a stream that is under way is cut into such), or they have
- *   waited as long as for a part (CompareConfig.part_ns).
+ * - the primary's bytes end within a unit and have waited as long as for a part
+ *   (CompareConfig.part_ns). Not before: where the primary's burst ends with a short segment and
+ * the secondary's goes on, the primary is about to send the same. It can only be kept from it by an
+ *   ack that it waits for, which is rare: a short segment is what empties its queue.
  *
  * What the secondary's host says is checked: digests that do not fit their segment are as good as
  * lost too.
@@ -179,10 +180,11 @@ digest_equal(const Compare *e, const Held *p, const Held *s)
     return true;
 }
 
-/* Where the bytes [from, to) of the primary are, from segment @p on; a unit is of @unit bytes.
- * NULL: not all of them are here. *@ret_odd: and it is no use to wait for them. */
+/* Where the bytes [from, to) of the primary are, from segment @p on. NULL: not all of them are
+ * here.
+ * *@ret_odd: and it is no use to wait for them. */
 static const uint8_t *
-primary_bytes(Compare *e, const Held *p, uint32_t from, uint32_t to, uint32_t unit, bool *ret_odd)
+primary_bytes(Compare *e, const Held *p, uint32_t from, uint32_t to, bool *ret_odd)
 {
     uint32_t at = from;
 
@@ -199,7 +201,6 @@ primary_bytes(Compare *e, const Held *p, uint32_t from, uint32_t to, uint32_t un
         *ret_odd = seq_gt(tcp_data_seq(p), at) || (end != to && seq_gt(p->end, end));
         if (*ret_odd)
             return NULL;
-        *ret_odd = p->payload_len % unit != 0;
         memcpy(e->scratch + (at - from), held_payload(p) + (at - tcp_data_seq(p)), end - at);
         at = end;
         if (at == to)
@@ -216,7 +217,7 @@ digest_match(Compare *e, const Flow *f, const Held *p, Held *s)
     while (seq_lt(next, s->end)) {
         uint32_t pos = next - s->seq, len = unit_len(s, pos);
         bool odd = pos % s->cut != 0;
-        const uint8_t *bytes = odd ? NULL : primary_bytes(e, p, next, next + len, s->cut, &odd);
+        const uint8_t *bytes = odd ? NULL : primary_bytes(e, p, next, next + len, &odd);
 
         if (!bytes || !unit_equal(e, s, pos, bytes, len)) {
             if (bytes || odd)

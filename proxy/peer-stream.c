@@ -8,7 +8,9 @@
  * whoever sends.
  *
  * In: a ring is filled until the peer has no more; messages are decoded and used in place. What is
- * not consumed stays in front and, when the ring is full, stops the peer.
+ * not consumed stays in front and, when the ring is full, stops the peer. But what wakes the thread
+ * is used at once if it is less than a record: most often it is all there is, somebody waits for
+ * it, and to be told by TLS that there is no more costs about as much as to read it.
  *
  * The peer is authenticated but not trusted with our memory: what it says is checked here and in
  * frame-wire.c. A malformed message ends the stream with a text that names it. Numbers must grow;
@@ -171,7 +173,10 @@ peer_stream_fill(PeerStream *stream, int64_t now_ns)
             break;
         byte_ring_produce(&stream->in, (size_t)n);
         came += (size_t)n;
+        if (stream->woken && n < RECORD_BYTES)
+            break;
     }
+    stream->woken = false;
     if (came > 0)
         stream->heard_ns = now_ns;
 }

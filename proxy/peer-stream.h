@@ -24,6 +24,7 @@ typedef struct PeerStream {
     size_t decoded; /* bytes from the head of @in whose messages have been decoded before */
     size_t pinned;  /* a write of so many would have blocked: the next must be the same */
     bool readable;  /* reading may give something; TLS may hold what the descriptor does not show */
+    bool woken;     /* the descriptor says so, and it was not read since */
     bool blocked;   /* writing gave -EAGAIN */
     int64_t heard_ns; /* when bytes came last */
 

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <sys/epoll.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -22,6 +23,9 @@ enum {
 
 /* Not a set of events that epoll knows: the descriptor is taken out of it. */
 static const uint32_t WATCH_NEVER = UINT32_MAX;
+
+/* The shortest that the kernel grants. */
+static const uint64_t SLICE_NS = 100 * NS_PER_US;
 
 /* Now and three more times: a switch or neighbour may lose the first while the link settles. */
 static const int64_t announce_pauses_ns[] = {50 * NS_PER_MS, 150 * NS_PER_MS, 300 * NS_PER_MS};
@@ -293,7 +297,7 @@ handle_peer_event(PeerStream *peer, uint32_t events)
     if (events & EPOLLOUT)
         peer->blocked = false;
     if (events & (EPOLLIN | EPOLLERR | EPOLLHUP))
-        peer->readable = true;
+        peer->readable = peer->woken = true;
     /* Where it is not read, its end would be reported for ever. */
     if ((events & (EPOLLERR | EPOLLHUP)) && !(peer->events & EPOLLIN))
         peer_stream_fail(peer, EPIPE, "the connection is gone");
@@ -364,11 +368,46 @@ wait_for_events(Proxy *proxy)
         handle_event(proxy, &events[i]);
 }
 
+/* Of sched_setattr(2); <linux/sched/types.h> of some systems cannot be had together with the C
+ * library's own headers. */
+typedef struct SchedAttr {
+    uint32_t size;
+    uint32_t policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime_ns;
+    uint64_t deadline_ns;
+    uint64_t period_ns;
+} SchedAttr;
+
+/*
+ * Turns are short, and a guest's CPU is most often busy when one becomes due: it has just sent the
+ * frame that this thread is woken for, and will be idle in a tenth of a millisecond. Since
+ * Linux 6.6 the scheduler lets it run on until its slice is over, whatever our nice value, unless
+ * we ask for slices shorter than the usual ones (6.12); others ignore it. The share of the CPU
+ * stays that of the nice value. Measured with an idle pair: 0.2 of the 1.1 ms of a ping.
+ */
+static void
+ask_for_short_slices(void)
+{
+    SchedAttr attr = {0};
+
+    if (syscall(SYS_sched_getattr, 0, &attr, sizeof(attr), 0) < 0 || attr.policy != 0)
+        return;
+    attr.size = sizeof(attr);
+    attr.flags = 0;
+    attr.runtime_ns = SLICE_NS;
+    /* Best effort: it is about latency alone. */
+    (void)syscall(SYS_sched_setattr, 0, &attr, 0);
+}
+
 void *
 proxy_thread_main(void *arg)
 {
     Proxy *proxy = arg;
 
+    ask_for_short_slices();
     for (;;) {
         wait_for_events(proxy);
         if (!run_commands(proxy))

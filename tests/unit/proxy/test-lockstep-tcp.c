@@ -22,6 +22,7 @@ enum {
     WAIT = WORLD_DEADLINE_MS,
     FIN = 1,
     SYN = 2,
+    RST = 4,
     ACK = 16,
     ETHERNET = 14,
     IP = 20,
@@ -435,8 +436,35 @@ START_TEST(life_a_connection_survives_two_takeovers_in_both_directions)
 }
 END_TEST
 
+/* The guests and the client have closed. What one guest says to a straggler the other need not say:
+ * the primary's leaves, the secondary's is forgotten, and nothing waits for a checkpoint. */
+START_TEST(unit_a_guest_alone_refuses_a_straggler)
+{
+    const guint32 end = P_ISN + 7, s_end = S_ISN + 7; /* behind "hello" and FIN */
+    Pair pair;
+
+    pair_init(&pair, PROXY_PORT_TAP, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
+    open_connection(&pair);
+    exchange(&pair);
+    guest_says(&pair.p, FIN | ACK, end - 1, CLIENT_ISN + 4, "");
+    guest_says(&pair.s, FIN | ACK, s_end - 1, CLIENT_ISN + 4, "");
+    expect(pair.p.client_fd, FIN | ACK, end - 1, CLIENT_ISN + 4, "");
+    client_says(&pair.p, FIN | ACK, CLIENT_ISN + 4, end, "");
+    expect(pair.p.guest_fd, FIN | ACK, CLIENT_ISN + 4, end, "");
+    expect(pair.s.guest_fd, FIN | ACK, CLIENT_ISN + 4, s_end, "");
+    guest_says(&pair.s, RST, s_end, 0, "");
+    WORLD_UNTIL(&pair.p, st.compared_frames[COMPARE_SECONDARY] == 4 &&
+                             st.engine_frames[COMPARE_SECONDARY] == 0);
+    guest_says(&pair.p, RST, end, 0, "");
+    expect(pair.p.client_fd, RST, end, 0, "");
+    ck_assert_uint_eq(pair.p.n_divergences, 0);
+    pair_clear(&pair);
+}
+END_TEST
+
 CHECK_MAIN("lockstep-tcp", unit_numbers_differ_inside_and_agree_outside,
-           unit_an_ack_is_lowered_to_what_the_secondary_has, unit_different_bytes_diverge_at_once,
+           unit_a_guest_alone_refuses_a_straggler, unit_an_ack_is_lowered_to_what_the_secondary_has,
+           unit_different_bytes_diverge_at_once,
            life_a_connection_survives_two_takeovers_in_both_directions,
            life_a_handshake_that_ends_after_the_arming_survives_the_next_takeovers,
            life_a_handshake_survives_two_takeovers,

@@ -345,8 +345,35 @@ START_TEST(err_a_closed_end_shows_before_it_is_read)
 }
 END_TEST
 
+/* Somebody waits for the frame that woke the thread: it is to be had before more is read. */
+START_TEST(unit_what_wakes_is_used_before_more_is_read)
+{
+    WireFrame frame;
+    size_t bytes;
+    Bench b;
+
+    bench_init(&b);
+    b.fake.budget = SIZE_MAX;
+    for (unsigned i = 0; i < 3; i++)
+        send_frame(&b, 0, 900); /* the first read gives all of it, and some of the next */
+    peer_stream_flush(&b.stream);
+    g_byte_array_append(b.fake.in, b.fake.out->data, b.fake.out->len);
+    b.stream.readable = b.stream.woken = true;
+    peer_stream_fill(&b.stream, 1);
+    ck_assert_uint_eq(b.stream.in.len, 1000);
+    ck_assert(peer_stream_peek(&b.stream, 0, &frame, &bytes));
+    /* The rest in the next turn, which comes without another event, and up to the end. */
+    ck_assert(peer_stream_is_runnable(&b.stream, true));
+    peer_stream_fill(&b.stream, 2);
+    ck_assert_uint_eq(b.stream.in.len, b.fake.in->len);
+    ck_assert(!peer_stream_is_runnable(&b.stream, true));
+    bench_clear(&b);
+}
+END_TEST
+
 CHECK_MAIN("peer-stream", err_a_closed_end_shows_before_it_is_read, unit_small_frames_share_a_write,
            unit_a_full_record_leaves_at_once, unit_a_blocked_write_is_repeated_with_the_same_count,
            unit_frames_of_all_sizes_in_odd_pieces, unit_looking_ahead_decodes_each_message_once,
-           unit_a_missing_number_is_counted, sec_numbers_and_epochs_do_not_go_back,
-           err_ends_are_told_apart, unit_room_is_counted_in_the_largest_messages)
+           unit_what_wakes_is_used_before_more_is_read, unit_a_missing_number_is_counted,
+           sec_numbers_and_epochs_do_not_go_back, err_ends_are_told_apart,
+           unit_room_is_counted_in_the_largest_messages)
