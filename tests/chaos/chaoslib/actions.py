@@ -86,9 +86,11 @@ class Performer:
         self.marks = {name: len(host.events) for name, host in self.watch.hosts.items()}
 
     def start_streams(self):
-        self.oracles = Oracles(self.lab, None, self.seed)
-        self.oracles.start()
-        self.oracles.wait_flow(FLOW_S)
+        wait_until(lambda: self.lab.http_get("/index.html", 1), FLOW_S, lambda: f"the guest answers; {self.lab.describe()}")
+        oracles = Oracles(self.lab, None, self.seed)
+        oracles.start()
+        oracles.wait_flow(FLOW_S)
+        self.oracles = oracles
 
     def stop_streams(self):
         """The survivor is asked for the last time. What is wrong."""
