@@ -206,8 +206,11 @@ static void
 take_sockets(Plugin *plugin)
 {
     for (unsigned i = 0; i < DISK_PROCESS_MAX_FDS; i++) {
-        if (plugin->fds[i] < 0 && (i == 0 || plugin->kind == PLUGIN_TARGET))
-            plugin->fds[i] = MAX(disk_process_copy_fd(plugin->process, i), -1);
+        if (plugin->fds[i] < 0 && (i == 0 || plugin->kind == PLUGIN_TARGET)) {
+            const int fd = disk_process_copy_fd(plugin->process, i); /* MAX() would copy it twice */
+
+            plugin->fds[i] = fd < 0 ? -1 : fd;
+        }
     }
 }
 

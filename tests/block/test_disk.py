@@ -42,6 +42,17 @@ def read_file(path, length, offset):
         return file.read(length)
 
 
+def listeners(tool):
+    """How many descriptors of this life of colod are listening sockets."""
+    pid = tool.process.pid
+    listening = set()
+    for kind, state, at, inode in (("unix", "00010000", 3, 6), ("tcp", "0A", 3, 9)):
+        with open(f"/proc/{pid}/net/{kind}", encoding="ascii") as file:
+            lines = [line.split() for line in file.read().splitlines()[1:]]
+        listening.update(f"socket:[{line[inode]}]" for line in lines if line[at] == state)
+    return sum(os.readlink(f"/proc/{pid}/fd/{fd}") in listening for fd in os.listdir(f"/proc/{pid}/fd"))
+
+
 class Pair:
     """a protected by b, without COLO: the guests are started and stopped by hand."""
 
@@ -216,6 +227,7 @@ def test_colod_dies(pair):
         host.tool.call(f"qmp {host.run}/qmp.sock")
         host.tool.call("adopt")
     assert pids == [pair.b.pid("mirror"), pair.b.pid("target"), pair.a.pid("mirror")]
+    assert [listeners(host.tool) for host in (pair.a, pair.b)] == [1, 3], "each socket is taken over once"
     pair.a.guests[-1].write(b"new" + bytes(BLOCK - 3), 0)
     pair.checkpoint(1)
     svm = Guest(pair.b)

@@ -135,6 +135,7 @@ ILLEGAL = (
     ("colo primary unprotect", "pause 1s", "wait pair protected"),
     ("stall secondary at alone", "kill primary qemu", "wait pair protected"),
     ("reset frames", "kill struck qemu", *END),
+    ("freeze primary host", "kill struck qemu", "wait struck state standby", *END),  # its colod stands still, too
     ("streams stop", "mend"),
 )
 

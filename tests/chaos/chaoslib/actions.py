@@ -86,9 +86,18 @@ class Performer:
         self.marks = {name: len(host.events) for name, host in self.watch.hosts.items()}
 
     def start_streams(self):
-        self.oracles = Oracles(self.lab, None, self.seed)
-        self.oracles.start()
-        self.oracles.wait_flow(FLOW_S)
+        oracles = wait_until(self._begin_streams, FLOW_S, lambda: f"the guest answers; {self.lab.describe()}", poll=0.5)
+        oracles.wait_flow(FLOW_S)
+        self.oracles = oracles
+
+    def _begin_streams(self):
+        """None while the guest boots: no oracle has begun to count then."""
+        oracles = Oracles(self.lab, None, self.seed)
+        try:
+            oracles.start()
+            return oracles
+        except LabError:
+            return None
 
     def stop_streams(self):
         """The survivor is asked for the last time. What is wrong."""

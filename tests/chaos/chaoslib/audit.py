@@ -61,6 +61,7 @@ class Resources:
     def __init__(self, lab):
         self.lab = lab
         self.first = {}  # (host, role) -> usage
+        self.most = {}  # of each, by host and role
         self.rss = []  # (when, host, pid, KiB)
 
     def usage(self, name):
@@ -73,6 +74,9 @@ class Resources:
     def _too_much(self, name, role):
         have = self.usage(name)
         first = self.first.setdefault((name, role), have)
+        if have:
+            most = self.most.setdefault(f"{name} as {role}", dict(have))
+            most.update({what: max(count, most[what]) for what, count in have.items()})
         if not have or not first:
             return f"no colod on {name}"
         limits = {"processes": first["processes"], "descriptors": first["descriptors"] + MORE_FDS,

@@ -74,7 +74,7 @@ class Model:
         self.phase = STRUCK
         self.off = self.off or part in ("colod", "host")
         self.dead = self.dead or part in ("qemu", "colod", "host")
-        self.frozen = {entry for entry in self.frozen if entry[1] not in (part, "host")}
+        self.frozen = {(who, what) for who, what in self.frozen if who != "struck" or part not in (what, "host")}
 
     def _freeze(self, host, part):
         if host == "other" and part == "qemu" and self.lone:  # the only copy is kept
@@ -102,8 +102,8 @@ class Model:
         self.off = True
 
     def _start(self, host):
-        if host != "struck" or not self.off or self.relay:
-            raise Illegal("it runs")
+        if host != "struck" or not self.off or self.relay or ("struck", "host") in self.frozen:
+            raise Illegal("it runs, or has no links")
         self.off = False
 
     def _stall(self, host, at):

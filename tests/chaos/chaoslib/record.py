@@ -49,7 +49,8 @@ class Record:
                 file.writelines(json.dumps(sample.json()) + "\n" for sample in host.samples)
         self._take_oracles(session.performer.reports)
         self.sessions.append({**session.audit.counts, "failovers": session.watch.failovers(),
-                              "options": session.options, "rss": session.audit.resources.rss})
+                              "options": session.options, "most": session.audit.resources.most,
+                              "first": {f"{name} as {role}": usage for (name, role), usage in session.audit.resources.first.items()}, "rss": session.audit.resources.rss})
 
     @staticmethod
     def _of(sample):

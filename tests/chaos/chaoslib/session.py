@@ -102,7 +102,8 @@ class Session:
         for step in scenario.steps:
             if not self._one(step, outcome, on_step):
                 break
-        if not outcome.wrong and not scenario.spoils:
+        whole = self._is_settled(scenario.steps[-1]) and self.performer.links.is_clean()
+        if not outcome.wrong and not scenario.spoils and not whole:
             self._end(outcome, on_step)
         self.fit = not outcome.wrong and not scenario.spoils
         return outcome

@@ -169,10 +169,14 @@ class Tamper(threading.Thread):
         return flows[1 if which == "control" else 0]
 
     def _pick_least(self):
-        """The one with heartbeats and little else; all others carry more within some of their periods."""
+        """The one with heartbeats and little else, of those on which both hosts speak now."""
+        before = {flow: dict(seen) for flow, seen in list(self.flows.items())}
+
         def found():
-            known = {flow: min(seen.values()) for flow, seen in list(self.flows.items())}
-            return min(known, key=lambda flow: sum(self.flows[flow].values())) if len(known) > 1 and all(known.values()) else None
+            more = {flow: [seen[host] - before.get(flow, {}).get(host, 0) for host in HOSTS]
+                    for flow, seen in list(self.flows.items())}
+            more = {flow: sum(counts) for flow, counts in more.items() if all(counts)}
+            return min(more, key=more.get) if len(more) > 1 else None
         time.sleep(0.5)  # long enough for heartbeats, and for guests' frames
         return wait_until(found, 10, lambda: f"heartbeats on the peer link (seen: {self.flows})")
 
