@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Each oracle finds loss, duplication, other bytes and resets in a guest that lies, and nothing in one that does not."""
+import importlib.machinery
+import importlib.util
 import os
 import socket
 import sys
@@ -295,6 +297,38 @@ def test_standing_still_is_told(bench):
     with one.fake.lock, pytest.raises(LabError, match="records"):
         one.oracles.wait_flow(0.1)
         one.oracles.wait_flow(0.1)
+
+
+# The command
+
+@pytest.fixture(scope="module")
+def command():
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../chaos/oracles")
+    loader = importlib.machinery.SourceFileLoader("oracles_command", path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name, column, wrong", [("kv", None, False), ("kv", "lost", True), ("echo", "duplicated", True),
+                                                 ("http", "wrong", True), ("records", "resets", True),
+                                                 ("udp", "lost", False), ("udp", "duplicated", False),
+                                                 ("udp", "wrong", True)])
+def test_exit_status(command, name, column, wrong, capsys):
+    line = {**judges.Account(name).counts(), "acknowledged": 9, "stalls_ms": [300, 700], "stalls": [{}, {}]}
+    if column:
+        line[column] = 1
+    report = {"oracles": {name: line}, "failures": []}
+    assert command.is_wrong(report) == wrong
+    command.print_table(report["oracles"])
+    assert capsys.readouterr().out.splitlines()[1].split() == [
+        name, "9", *[str(line[count]) for count in command.COLUMNS[1:]], "2", "700"]
+
+
+def test_exit_status_of_nothing(command):
+    line = judges.Account("kv").counts()
+    assert command.is_wrong({"oracles": {"kv": line}, "failures": []}), "nothing was acknowledged"
+    assert command.is_wrong({"oracles": {"kv": {**line, "acknowledged": 1}}, "failures": ["kv: something"]})
 
 
 # Judgement without a guest
