@@ -432,7 +432,7 @@ START_TEST(life_free_at_once)
         world.test = selftest_start(qemu, "tcg", world.cache, on_result, &world);
         for (int i = 0; i < turns; i++) {
             g_main_context_iteration(NULL, FALSE);
-            g_usleep(2000);
+            g_usleep(2000); /* no wait: later each time, so that it is freed at another point */
         }
         g_clear_pointer(&world.test, selftest_free);
         if (world.calls > 0)
