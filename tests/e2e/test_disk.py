@@ -7,9 +7,8 @@ import subprocess
 import time
 
 import pytest
-from lablib import control
 from lablib.disk import DiskConnection, Writer, disks, fsck, wait_images_equal
-from lablib.util import LabError, wait_until
+from lablib.util import LabError
 from pair import REPROTECT_S, STALL_TOLD
 
 DISK = pytest.mark.lab(disk_mib=64)
@@ -78,10 +77,7 @@ def test_returning_peer_gets_what_changed_only(pair):
     with DiskConnection(pair.lab) as guest:
         guest.call("fill ballast 16384")
         guest.call("sync")
-    # Asked of the forwarder itself: colod hears only of what matters to it.
-    forwarder = pair.lab.host(pair.primary).socket.replace("control.sock", "disk0-mirror.ctl")
-    wait_until(lambda: control.call(forwarder, "status", 5)["marked_bytes"] < 4 << 20, 20,
-               lambda: f"the ballast is safe on the other host: {control.call(forwarder, 'status', 5)}")
+    pair.wait(pair.primary, lambda s: s["disks"][0]["forwarder"]["marked_bytes"] < 4 << 20, 20, "has the ballast on the other host")
     mark = pair.mark()
     pair.lab.kill(pair.primary, "qemu")
     pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
