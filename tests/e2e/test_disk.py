@@ -8,7 +8,7 @@ import time
 
 import pytest
 from lablib.disk import DiskConnection, Writer, disks, fsck, wait_images_equal
-from lablib.util import LabError
+from lablib.util import LabError, wait_until
 from pair import REPROTECT_S, STALL_TOLD
 
 DISK = pytest.mark.lab(disk_mib=64)
@@ -49,6 +49,11 @@ def writing(pair, **options):
         yield writers
     finally:
         writers.abandon()
+
+
+def wait_booted(lab):
+    """After a start anew: the pair may be protected while the guest still boots."""
+    wait_until(lambda: lab.http_get("/index.html") is not None, 60, lambda: f"the guest answers; {lab.describe()}")
 
 
 def copied_bytes(lab, primary):
@@ -145,6 +150,7 @@ def test_both_hosts_crash_at_once(pair):
     pair.lab.start(pair.primary)
     primary = pair.lab.wait_protected(None, 90)
     assert primary == pair.primary
+    wait_booted(pair.lab)
     for writer, count in zip(writers.writers, acked):
         with DiskConnection(pair.lab) as guest:
             check = f"db-check {writer.kind}" if writer.kind != "records" else "check records"
@@ -169,6 +175,7 @@ def test_survivor_crashes_too(pair):
     pair.assert_reason(pair.primary)
     pair.lab.start(pair.secondary)
     assert pair.lab.wait_protected(None, 90) == pair.secondary
+    wait_booted(pair.lab)
     with DiskConnection(pair.lab) as guest:
         assert guest.call("check records") >= acked
     fsck(pair.lab)
