@@ -32,7 +32,7 @@ enum {
     QUEUE_MAX = 64,
     LINE_MAX_BYTES = 64 * 1024,
     MAX_DEPTH = 8,
-    WATCH_MS = 2000,
+    WATCH_MS = 500, /* how old figures may be that change without being told */
     RETRY_MS = 5, /* until the socket is there: nbdkit takes some 20 ms */
 };
 

@@ -127,7 +127,7 @@ void disk_failover(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer 
 void disk_move_local(Disk *disk, QmpClient *qmp, uint64_t generation, DiskDoneFunc done,
                      gpointer user_data);
 
-/** The newest known: an object for `colo status`; the caller's. */
+/** The newest known, half a second old at most: an object for `colo status`; the caller's. */
 json_object *disk_status(const Disk *disk);
 /** 0 to 100 while a copy runs, else -1. */
 int disk_sync_percent(const Disk *disk);

@@ -91,6 +91,7 @@ flushed(Forward *forward)
     forward->settle = SETTLE_IDLE;
     forward->settled_ns = clock_now_ns();
     forward->flushes++;
+    forward_changed(forward); /* who shows what is marked */
 }
 
 void

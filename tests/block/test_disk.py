@@ -160,6 +160,29 @@ def test_copy_mirror_failover_move(pair):
     assert {"disk0", "disk0-local", "disk0-mirror", "disk0-file"} <= names and "disk0-target" not in names
 
 
+def test_status_is_not_stale(pair):
+    """What the peer may lack grows with each write and is taken back after a checkpoint: status shows both within a second."""
+    def shown():
+        return pair.a.tool.call("status")["status"]["forwarder"]["marked_bytes"]
+
+    def wait_shown(condition):
+        wait_until(lambda: condition(pair.a.control("mirror", "status")["return"]["marked_bytes"]))
+        wait_until(lambda: condition(shown()), 1)
+    guest = pair.start_primary()
+    pair.start_secondary()
+    pair.protect()
+    for turn in range(2):
+        for block in range(20):
+            guest.write(b"x" * BLOCK, (40 * turn + block) * 65536)
+        wait_shown(lambda marked: marked >= 20 * 65536)
+        for epoch in range(50):
+            pair.checkpoint(100 * turn + epoch + 1)
+            if pair.a.control("mirror", "status")["return"]["marked_bytes"] == 0:
+                break
+            time.sleep(0.1)  # the forwarder flushes the peer's disk once a second
+        wait_shown(lambda marked: marked == 0)
+
+
 def test_move_under_load(pair):
     """No request is lost or failed by the move, and none waits for long."""
     pair.start_primary()

@@ -7,7 +7,6 @@ import subprocess
 import time
 
 import pytest
-from lablib import control
 from lablib.disk import DiskConnection, Writer, disks, fsck, wait_images_equal
 from lablib.util import LabError, wait_until
 from pair import REPROTECT_S, STALL_TOLD
@@ -52,6 +51,11 @@ def writing(pair, **options):
         writers.abandon()
 
 
+def wait_booted(lab):
+    """After a start anew: the pair may be protected while the guest still boots."""
+    wait_until(lambda: lab.http_get("/index.html") is not None, 60, lambda: f"the guest answers; {lab.describe()}")
+
+
 def copied_bytes(lab, primary):
     return sum(disk["forwarder"]["copied_bytes"] for disk in disks(lab, primary))
 
@@ -78,10 +82,7 @@ def test_returning_peer_gets_what_changed_only(pair):
     with DiskConnection(pair.lab) as guest:
         guest.call("fill ballast 16384")
         guest.call("sync")
-    # Asked of the forwarder itself: colod hears only of what matters to it.
-    forwarder = pair.lab.host(pair.primary).socket.replace("control.sock", "disk0-mirror.ctl")
-    wait_until(lambda: control.call(forwarder, "status", 5)["marked_bytes"] < 4 << 20, 20,
-               lambda: f"the ballast is safe on the other host: {control.call(forwarder, 'status', 5)}")
+    pair.wait(pair.primary, lambda s: s["disks"][0]["forwarder"]["marked_bytes"] < 4 << 20, 20, "has the ballast on the other host")
     mark = pair.mark()
     pair.lab.kill(pair.primary, "qemu")
     pair.lab.wait_protected_after(mark.generation, REPROTECT_S)
@@ -166,6 +167,7 @@ def test_both_hosts_crash_at_once(pair):
     pair.lab.start(pair.primary)
     primary = pair.lab.wait_protected(None, 90)
     assert primary == pair.primary
+    wait_booted(pair.lab)
     for writer, count in zip(writers.writers, acked):
         with DiskConnection(pair.lab) as guest:
             check = f"db-check {writer.kind}" if writer.kind != "records" else "check records"
@@ -190,6 +192,7 @@ def test_survivor_crashes_too(pair):
     pair.assert_reason(pair.primary)
     pair.lab.start(pair.secondary)
     assert pair.lab.wait_protected(None, 90) == pair.secondary
+    wait_booted(pair.lab)
     with DiskConnection(pair.lab) as guest:
         assert guest.call("check records") >= acked
     fsck(pair.lab)
