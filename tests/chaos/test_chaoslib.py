@@ -135,6 +135,9 @@ ILLEGAL = (
     ("colo primary unprotect", "pause 1s", "wait pair protected"),
     ("stall secondary at alone", "kill primary qemu", "wait pair protected"),
     ("reset frames", "kill struck qemu", *END),
+    ("kill primary mirror", "kill struck host", *END),  # it goes on alone
+    ("freeze primary colod", "thaw struck colod", "kill struck qemu", *END),  # it may have been early enough
+    ("qmp primary x-colo-lost-heartbeat", "kill struck qemu", *END),
     ("freeze primary host", "kill struck qemu", "wait struck state standby", *END),  # its colod stands still, too
     ("streams stop", "mend"),
 )

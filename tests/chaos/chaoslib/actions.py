@@ -138,7 +138,15 @@ class Performer:
             self.links.check_free("kill host")
         if part in ("colod", "qemu", "host"):
             self.frozen = {(who, what) for who, what in self.frozen if (who, what) != (name, part)}
-        self.lab.kill(name, part)
+        self._unless_gone(self.lab.kill, name, part)
+
+    def _unless_gone(self, what, name, part):
+        """It may end between the look and the deed."""
+        try:
+            what(name, part)
+        except (LabError, AttributeError):
+            if self._is_there(name, part):
+                raise
 
     def do_freeze(self, step, host, part):
         name = self.resolve(host, struck=True)
@@ -146,7 +154,7 @@ class Performer:
             self.links.check_free("freeze host")
         if not self._is_there(name, part):
             return
-        self.lab.freeze(name, part)
+        self._unless_gone(self.lab.freeze, name, part)
         self.frozen.add((name, part))
 
     def do_thaw(self, step, host, part):
@@ -155,7 +163,7 @@ class Performer:
         if part == "colod":
             self._go_on(self.lab.host(name))
         elif self._is_there(name, part):
-            self.lab.thaw(name, part)
+            self._unless_gone(self.lab.thaw, name, part)
 
     def do_start(self, step, host):
         self.links.check_free("start")

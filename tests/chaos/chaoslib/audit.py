@@ -19,6 +19,7 @@ CATCH_UP_S = 20
 GONE_S = 8  # after it is protected again, what has ended may still be on its way out
 MORE_FDS = 12
 MORE_SOCKETS = 24
+MANY = 12  # faults of one step that are told
 RSS_MORE_KIB = 96 << 10
 
 
@@ -124,6 +125,8 @@ class Audit:
         found += [("streams", text) for text in (self.performer.oracles.check() if self.performer.oracles else [])]
         new = [item for item in found if item not in self.told]
         self.told.update(new)
+        if len(new) > MANY:
+            new = [*new[:MANY], (new[MANY][0], f"... and {len(new) - MANY} more")]
         self.counts["dual_active"] += sum(kind == "dual-active" for kind, _ in new)
         return new
 

@@ -62,11 +62,18 @@ class Model:
         """May it be hit?"""
         if self.phase == PROTECTED and host in ("primary", "secondary"):
             self.phase = STRUCK
-        elif not (self.phase in (STRUCK, STALLED) and host == "struck"):
+        elif not (self.phase in (STRUCK, STALLED) and host == "struck"):  # not in EITHER: it may have the only one
             raise Illegal(f"{host} may have the only copy")
+
+    def _keeps(self):
+        """The struck one goes on, if all works as it should, and the other one is told that it is none any more."""
+        self.phase = EITHER
 
     def _kill(self, host, part):
         self._strike(host)
+        if part == "mirror":
+            self._keeps()
+            return
         if part == "host" and self.relay:
             raise Illegal("a relay is in the link")
         if self.off and part in ("colod", "host"):
@@ -87,6 +94,8 @@ class Model:
             raise Illegal("it does not run")
         self.phase = STRUCK
         self.frozen.add(("struck", part))
+        if part == "mirror":
+            self._keeps()
 
     def _thaw(self, host, part):
         if (host, part) not in self.frozen and (host, part) != ("other", "colod"):  # a stall that it may have come to
@@ -94,6 +103,8 @@ class Model:
         self.frozen.discard((host, part))
         if part == "colod" and host == "other":
             self.stall = None
+        if host == "struck" and not self.dead and part in ("qemu", "colod", "host"):
+            self._keeps()  # it may be early enough to win
 
     def _stop(self, host):
         self._strike(host)
@@ -172,6 +183,8 @@ class Model:
     def _qmp(self, host, command, arguments):
         if command not in HARMLESS_QMP:
             self._strike(host)
+            if (host, command) == ("primary", "x-colo-lost-heartbeat"):
+                self._keeps()
 
     def _colo(self, host, command):
         if command in HARMLESS_COMMANDS and host == "primary" and self.phase == PROTECTED and not self.relay:
