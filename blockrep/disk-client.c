@@ -33,7 +33,7 @@ enum {
     LINE_MAX_BYTES = 64 * 1024,
     MAX_DEPTH = 8,
     WATCH_MS = 500, /* how old figures may be that change without being told */
-    RETRY_MS = 5, /* until the socket is there: nbdkit takes some 20 ms */
+    RETRY_MS = 5,   /* until the socket is there: nbdkit takes some 20 ms */
 };
 
 typedef struct Request {
