@@ -116,8 +116,12 @@ class Guest:
         host.qmp.call("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
         host.qmp.call("block-export-add", **{"type": "nbd", "id": "guest", "node-name": node, "writable": True,
                                              "name": "guest"})
+        self.path = path
         self.handle = nbd.NBD()
-        self.handle.connect_uri(f"nbd+unix:///guest?socket={path}")
+        self.handle.connect_uri(self.uri("guest"))
+
+    def uri(self, export):
+        return f"nbd+unix:///{export}?socket={self.path}"
 
     def write(self, data, offset):
         self.handle.pwrite(data, offset)

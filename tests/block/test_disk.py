@@ -10,6 +10,7 @@ import time
 import nbd
 import pytest
 from diskrig import MIB, DiskFailed, Guest, Host, Writer, make_pki, wait_until
+from test_target import finish, fio, start
 
 BLOCK = 4096
 RECONNECT_DELAY_S = 10  # disk-private.h
@@ -181,6 +182,33 @@ def test_status_is_not_stale(pair):
                 break
             time.sleep(0.1)  # the forwarder flushes the peer's disk once a second
         wait_shown(lambda marked: marked == 0)
+
+
+def test_fio_through_all(pair):
+    """fio as the guest: through QEMU's quorum, forwarder and target, with checkpoints; what it wrote it finds on the other host,
+    while the failover is committed and after the move."""
+    options = ["--rw=randwrite", "--bsrange=512-32k", "--size=12M", "--randseed=11"]
+    guest = pair.start_primary()
+    pair.start_secondary()
+    pair.protect()
+    job = start(fio(guest, "guest", *options))
+    epoch = 0
+    while job.poll() is None:
+        epoch += 1
+        pair.checkpoint(epoch)
+        time.sleep(0.05)
+    finish(job)
+    assert epoch > 2
+    pair.checkpoint(epoch + 1)
+    svm = Guest(pair.b)
+    svm.write(b"own" * 512, 20 * MIB)
+    pair.a.stop_qemu()
+    pair.b.tool.call("failover 2")
+    finish(start(fio(svm, "guest", *options, "--verify_only=1")))
+    pair.b.tool.event("committed")
+    pair.b.tool.call("move 2")
+    finish(start(fio(svm, "guest", *options, "--verify_only=1")))
+    assert svm.read(1536, 20 * MIB) == b"own" * 512
 
 
 def test_move_under_load(pair):
