@@ -221,3 +221,25 @@ disk_graph_move(Op *op, OpFunc next)
     op->ignore_error = true;
     disk_op_ask_qemu(op, "blockdev-add", file_node(op->disk), move_reopen);
 }
+
+/* --- Settling --- */
+
+/* Of another connection it would say nothing. */
+static void
+settled(Op *op)
+{
+    if (op->connects == op->disk->connects)
+        disk_op_ask(op, PLUGIN_FORWARDER, "settled", NULL, NULL);
+    else
+        disk_op_finish(op, NULL);
+}
+
+void
+disk_settle(Disk *disk, QmpClient *qmp)
+{
+    Op *op = disk_op_new(disk, NULL, NULL);
+
+    op->qmp = qmp_client_ref(qmp);
+    op->connects = disk->connects;
+    disk_graph_drain(op, settled);
+}

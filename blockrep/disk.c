@@ -300,26 +300,6 @@ disk_connect(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_d
     disk_op_ask(disk_op_new(disk, done, user_data), PLUGIN_FORWARDER, "connect", arguments, NULL);
 }
 
-/* Of another connection it would say nothing. */
-static void
-settled(Op *op)
-{
-    if (op->connects == op->disk->connects)
-        disk_op_ask(op, PLUGIN_FORWARDER, "settled", NULL, NULL);
-    else
-        disk_op_finish(op, NULL);
-}
-
-void
-disk_settle(Disk *disk, QmpClient *qmp)
-{
-    Op *op = disk_op_new(disk, NULL, NULL);
-
-    op->qmp = qmp_client_ref(qmp);
-    op->connects = disk->connects;
-    disk_graph_drain(op, settled);
-}
-
 void
 disk_finish(Disk *disk, DiskDoneFunc done, gpointer user_data)
 {
