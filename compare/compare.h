@@ -200,8 +200,9 @@ void compare_settle(Compare *compare, CompareSide side);
 /** How many frames that would copy. */
 uint32_t compare_lent(const Compare *compare, CompareSide side);
 
-/** Shows a frame on its way to both guests, before it is given to either. Optional: it makes known
- * when a connection is over, so that one guest's RST about it is no divergence (client.c). */
+/** Shows a frame on its way to both guests, before any answer to it is submitted. Optional: it
+ * makes known when a connection is over, so that one guest's RST about it is no divergence
+ * (client.c). */
 void compare_note_client(Compare *compare, const uint8_t *bytes, uint32_t len,
                          uint8_t vnet_hdr_len);
 

@@ -311,7 +311,6 @@ redirector_mirror(Nic *nic)
 
     if (nic->egress != PROXY_EGRESS_COMPARE || nic->ls.mirrored)
         return true;
-    compare_note_client(nic->ls.engine, nic->ingress, (uint32_t)nic->ingress_len, PORT_VNET_BYTES);
     if (!nic_has_peer(nic)) {
         counter_add(&nic->ls.unmirrored, 1);
     } else if (peer_stream_room(&lockstep->peer) == 0) {
@@ -328,6 +327,8 @@ redirector_mirror(Nic *nic)
             peer_stream_flush(&lockstep->peer);
         lockstep->mirrored_in_turn = true;
     }
+    /* In time: whatever either guest answers gets to the engine in a later turn. */
+    compare_note_client(nic->ls.engine, nic->ingress, (uint32_t)nic->ingress_len, PORT_VNET_BYTES);
     nic->ls.mirrored = true;
     return true;
 }
