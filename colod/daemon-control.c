@@ -236,8 +236,7 @@ stall_at_state(Daemon *d, ControlRequest *request, const char *name)
     if (!d->config->test_hooks) {
         control_request_fail(request, "refused", "set hooks=true in [test] first");
     } else if (state == PAIR_N_STATES) {
-        control_request_fail(request, "usage", "no such state: \"%s\"",
-                             name != NULL ? name : "");
+        control_request_fail(request, "usage", "no such state: \"%s\"", name != NULL ? name : "");
     } else {
         d->stall_state = state;
         control_request_return(request, NULL);
