@@ -124,16 +124,24 @@ process_new(pid_t pid, guint64 start_ticks, gboolean is_child, ProcessDeadFunc d
 /* Our own precedence (colod@.service) is for noticing and relaying in time. What we start is an
  * ordinary program again; it could keep us waiting otherwise. */
 static void
-give_up_precedence(void)
+give_up_protection(void)
 {
     static const char normal[] = "0";
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 
-    (void)setpriority(PRIO_PROCESS, 0, 0);
     if (fd < 0)
         return;
     (void)!write(fd, normal, strlen(normal));
     (void)close(fd);
+}
+
+/* Not in the child: we wait for its exec, on a busy host for longer than the peer waits for our
+ * heartbeats, if it has to stand in line for that. The group, which is its own: also threads that
+ * it may have made since. */
+static void
+take_precedence_from(pid_t pid)
+{
+    (void)setpriority(PRIO_PGRP, (id_t)pid, 0);
 }
 
 static void
@@ -141,7 +149,7 @@ in_child(gpointer user_data G_GNUC_UNUSED)
 {
     /* A terminal's signals, and the end of our session, must not reach it. */
     (void)setsid();
-    give_up_precedence();
+    give_up_protection();
 }
 
 static int
@@ -172,6 +180,7 @@ process_spawn(const char *const *argv, const char *const *envp, const int *fds, 
             NULL, argv, envp, G_SPAWN_DO_NOT_REAP_CHILD | G_SPAWN_SEARCH_PATH, in_child, NULL, -1,
             log, log, fds, numbers, n_fds, &pid, NULL, NULL, NULL, error))
         return NULL;
+    take_precedence_from(pid);
     return process_new(pid, process_read_start_ticks(pid), TRUE, dead, user_data, error);
 }
 

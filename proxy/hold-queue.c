@@ -88,6 +88,12 @@ hold_queue_new(size_t max_bytes)
 }
 
 void
+hold_queue_populate(HoldQueue *queue)
+{
+    ring_map_populate(queue->ring, queue->ring_bytes);
+}
+
+void
 hold_queue_free(HoldQueue *queue)
 {
     if (!queue)

@@ -39,6 +39,9 @@ typedef struct HeldFrame {
 /** Allocates everything. @max_bytes: the bound, at least HOLD_QUEUE_MIN_BYTES; each frame counts
  * with its bookkeeping. Returns NULL and sets errno. */
 HoldQueue *hold_queue_new(size_t max_bytes);
+/** The memory is set aside by hold_queue_new(); this finds its pages: by the thread that uses it.
+ */
+void hold_queue_populate(HoldQueue *queue);
 void hold_queue_free(HoldQueue *queue);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(HoldQueue, hold_queue_free)
 

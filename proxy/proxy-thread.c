@@ -402,12 +402,25 @@ ask_for_short_slices(void)
     (void)syscall(SYS_sched_setattr, 0, &attr, 0);
 }
 
+/* Not the control thread: it owes the peer heartbeats. */
+static void
+nic_populate(Nic *nic)
+{
+    hold_queue_populate(nic->queue);
+    if (nic->ls.inbox) {
+        hold_queue_populate(nic->ls.stage);
+        hold_queue_populate(nic->ls.inbox);
+    }
+}
+
 void *
 proxy_thread_main(void *arg)
 {
     Proxy *proxy = arg;
 
     ask_for_short_slices();
+    for (unsigned i = 0; i < proxy->n_nics; i++)
+        nic_populate(&proxy->nics[i]);
     for (;;) {
         wait_for_events(proxy);
         if (!run_commands(proxy))

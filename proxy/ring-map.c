@@ -9,6 +9,8 @@
 
 #include "fd.h"
 
+enum { POPULATE_BYTES = 1 << 20 };
+
 uint8_t *
 ring_map_new(size_t bytes)
 {
@@ -26,8 +28,8 @@ ring_map_new(size_t bytes)
     for (unsigned i = 0; i < 2; i++) {
         void *want = (uint8_t *)space + i * bytes;
 
-        if (mmap(want, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd,
-                 0) == MAP_FAILED) {
+        if (mmap(want, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) ==
+            MAP_FAILED) {
             int saved_errno = errno;
 
             (void)munmap(space, 2 * bytes);
@@ -36,6 +38,16 @@ ring_map_new(size_t bytes)
         }
     }
     return space;
+}
+
+void
+ring_map_populate(uint8_t *map, size_t bytes)
+{
+    /* In pieces: whoever maps or unmaps memory in another thread waits for one of them only. An
+     * older kernel does not know it (EINVAL): then the first frames find their pages themselves. */
+    for (size_t at = 0; at < 2 * bytes; at += POPULATE_BYTES)
+        (void)madvise(map + at, 2 * bytes - at < POPULATE_BYTES ? 2 * bytes - at : POPULATE_BYTES,
+                      MADV_POPULATE_WRITE);
 }
 
 void
@@ -56,6 +68,7 @@ byte_ring_init(ByteRing *ring, size_t bytes)
 
     if (!map)
         return -errno;
+    ring_map_populate(map, bytes);
     *ring = (ByteRing){.map = map, .bytes = bytes};
     return 0;
 }

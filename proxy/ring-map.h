@@ -8,6 +8,9 @@
 /** Maps the same @bytes (whole pages) twice in a row, so that whatever begins in the first half is
  * contiguous. All of it is there at once. NULL and errno on failure. */
 uint8_t *ring_map_new(size_t bytes);
+/** All its pages are there afterwards. Takes a moment, on a busy host a tenth of a second for what
+ * is held: not for a thread that owes somebody a heartbeat. */
+void ring_map_populate(uint8_t *map, size_t bytes);
 void ring_map_free(uint8_t *map, size_t bytes); /* NULL is fine */
 
 /* ByteRing: a FIFO of bytes, contiguous at both ends. One thread. */

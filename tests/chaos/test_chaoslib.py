@@ -124,6 +124,7 @@ ILLEGAL = (
     ("cut peer", "kill primary qemu", *END),  # the secondary may have been refused
     ("kill primary qemu", "cut peer", *END),  # the old one may be armed again, and win
     ("stall primary at 4", *END),
+    ("stall primary at 4", "freeze struck colod", *END),  # it goes on, and the gate does not
     ("stall primary at 4", "pause 1s", "colo secondary failover", *END),
     ("kill primary host", "wait pair protected"),  # nobody starts it
     ("cut peer", "wait pair protected"),

@@ -125,7 +125,7 @@ def run_random(args, run):
         number += 1
         drawn = draw.round()
         say(f"round {number}")
-        outcome = run.one(Scenario(f"round-{number}", drawn, options))
+        outcome = run.one(Scenario(f"round-{number}", drawn, options, drawn=True))
         steps += [step for step, _ in zip(drawn, outcome.steps)]
         if outcome.wrong:
             break
@@ -161,7 +161,7 @@ def shrink_run(args, run, failed, outcome):
             if not session:
                 session = Session(run.lab_id, failed.options, args.build, args.seed)
                 session.open()
-            found = session.run(Scenario("candidate", [*steps], failed.options), tell)
+            found = session.run(Scenario("candidate", [*steps], failed.options, drawn=True), tell)
         except LabError as error:
             say(f"the candidate could not be run: {error}")
             if session:

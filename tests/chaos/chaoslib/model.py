@@ -90,7 +90,7 @@ class Model:
         self._strike(host)
         if part == "host" and self.relay:
             raise Illegal("a relay is in the link")
-        if self.off:
+        if self.off or self.phase == STALLED:  # a gate that stands does not go on when its colod does
             raise Illegal("it does not run")
         self.phase = STRUCK
         self.frozen.add(("struck", part))

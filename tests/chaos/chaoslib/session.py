@@ -13,6 +13,7 @@ from .audit import Audit
 from .watch import Watch
 
 SETTLE_S = 60
+BLOWS = ("kill", "freeze", "stop", "stall", "slow-peer", "cut", "corrupt", "reset")  # drawn for a protected pair, if they name its hosts
 INTERVAL_MS = 400  # a scenario waits for checkpoints
 
 
@@ -112,6 +113,8 @@ class Session:
         done = Done(str(step), time.monotonic(), 0, step.line)
         outcome.steps.append(done)
         try:
+            if outcome.scenario.drawn and step.verb in BLOWS and {"primary", "secondary"} & set(map(str, step.args.values())):
+                self.lab.wait_protected(None, SETTLE_S)  # on a busy host it may just have lost its peer
             self.performer.perform(step)
         except (LabError, OSError, AttributeError) as error:
             done.wrong.append((step.verb, f"{step}: {type(error).__name__}: {error}"))

@@ -274,6 +274,7 @@ class Scenario:
     name: str
     steps: list
     options: dict = dataclasses.field(default_factory=dict)
+    drawn: bool = False  # each step that names the primary or the secondary wants a protected pair
     spoils: bool = False  # the pair is of no use to others afterwards
 
     def text(self):
@@ -299,7 +300,7 @@ def parse_text(text, name="scenario"):
         raise ScenarioError(f"{name}: no steps")
     spoils = "spoils" in options
     options.pop("spoils", None)
-    return Scenario(name, steps, options, spoils)
+    return Scenario(name, steps, options, spoils=spoils)
 
 
 def parse_file(path):
