@@ -99,13 +99,15 @@ answer(const DiskControl *control, const char *line, gsize length)
     g_autoptr(GError) error = NULL;
 
     json_object_object_add(message, "id", json_object_get(request.id));
+    if (!problem)
+        result = carry_out(control, &request, &error);
     if (problem)
         json_object_object_add(message, "error", error_json("usage", problem));
-    else if ((result = carry_out(control, &request, &error)))
-        json_object_object_add(message, "return", result);
-    else
+    else if (error)
         json_object_object_add(message, "error",
                                error_json(error_class(control->service, error), error->message));
+    else
+        json_object_object_add(message, "return", result);
     return message;
 }
 
