@@ -92,7 +92,7 @@ struct Daemon {
     GQueue events; /* PairEvent + 1 */
     gboolean stepping;
     PairState stall_state; /* test hook: where to stand still; BOOT, which nobody enters: nowhere */
-    char *detail; /* what the last failure said, for `status` */
+    char *detail;          /* what the last failure said, for `status` */
     GSource *state_timer, *retry_timer, *lonely_timer;
     unsigned retry_ms;
 
