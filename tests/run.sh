@@ -230,10 +230,10 @@ stage_chaos()
     local status=0 drawn
 
     [[ -x build/dev/colod/colod ]] || build_preset dev || return 1
-    COLOD_LAB_ID=chaosr timeout 1500 tests/chaos/chaos --random --seed "${COLOD_CHAOS_SEED:-$(date +%Y%m%d)}" \
+    COLOD_LAB_ID=chaosr timeout 2400 tests/chaos/chaos --random --seed "${COLOD_CHAOS_SEED:-$(date +%Y%m%d)}" \
         --minutes "${COLOD_CHAOS_MINUTES:-5}" >"$logs/chaos-random.log" 2>&1 &
     drawn=$!
-    COLOD_LAB_ID=chaos timeout 1500 tests/chaos/chaos tests/chaos/scenarios || status=1
+    COLOD_LAB_ID=chaos timeout 2400 tests/chaos/chaos tests/chaos/scenarios || status=1
     wait "$drawn" || status=1
     cat "$logs/chaos-random.log"
     return $status
