@@ -271,10 +271,10 @@ stage_chaos()
 
     [[ -x build/dev/colod/colod ]] || build_preset dev || return 1
     # In two labs at once, as the end-to-end tests.
-    COLOD_LAB_ID=chaosr timeout 900 tests/chaos/chaos --random --seed "${COLOD_CHAOS_SEED:-1}" --minutes "${COLOD_CHAOS_MINUTES:-5}" \
+    COLOD_LAB_ID=chaosr timeout 1500 tests/chaos/chaos --random --seed "${COLOD_CHAOS_SEED:-1}" --minutes "${COLOD_CHAOS_MINUTES:-5}" \
         >"$logs/chaos-random.log" 2>&1 &
     random=$!
-    COLOD_LAB_ID=chaos timeout 1200 tests/chaos/chaos tests/chaos/scenarios || status=1
+    COLOD_LAB_ID=chaos timeout 1500 tests/chaos/chaos tests/chaos/scenarios || status=1
     wait "$random" || status=1
     cat "$logs/chaos-random.log"
     return $status
