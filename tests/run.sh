@@ -37,7 +37,7 @@ Runs all stages, or only those named:
   tidy      clang-tidy
   cppcheck  cppcheck
   chaoslib  the pure parts of the chaos runner: language, model, shrinker
-  lab       QEMU and guest of the lab
+  lab       QEMU and guest of the lab; the tests of its oracles
   block     disks of both hosts with real NBD clients
   e2e       end-to-end tests
   chaos     scenarios written by hand, and random minutes (COLOD_CHAOS_MINUTES, COLOD_CHAOS_SEED)
@@ -180,9 +180,11 @@ stage_chaoslib()
     timeout 120 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q tests/chaos
 }
 
+# And what judges the guest, by guests that lie.
 stage_lab()
 {
-    tests/lab/qemu-root && tests/lab/guest-image
+    tests/lab/qemu-root && tests/lab/guest-image &&
+        timeout 300 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q tests/lab
 }
 
 # After the lab: qemu-io is that of its QEMU.

@@ -161,6 +161,11 @@ class CountJudge:
             self.account.fault("duplicated", f"{self.name}: {issued} were asked for, the guest has {value}",
                                value - issued)
 
+    def refused(self, value):
+        """The guest did not do the next one, because it is not where it must be: nothing else was under way."""
+        self.survey(value, self.acked, self.acked)
+        self.acked = self.issued = value
+
     def resume(self, value):
         """After a connection ended: whether what was in flight was done, only the counter knows."""
         self.survey(value, self.acked, self.issued)

@@ -166,8 +166,8 @@ class Records(Oracle):
             raise BrokenStream(answer)
         if answer.startswith("ok"):
             self.counter.reply(int(found.group(1)))
-        else:  # another number of records than was acknowledged, and nobody else writes
-            self.counter.resume(int(found.group(1)))
+        else:
+            self.counter.refused(int(found.group(1)))
 
     def _count(self, guest):
         """How many there are; all are read and found right."""
@@ -246,8 +246,8 @@ class Memory(Oracle):
             raise BrokenStream(answer)
         if found.group(1) == "ok":
             self.counter.reply(int(found.group(2)))
-        else:  # it is behind or ahead of what was acknowledged
-            self.counter.resume(int(found.group(2)))
+        else:
+            self.counter.refused(int(found.group(2)))
 
     def _mark(self, guest):
         answer = guest.call("check")
@@ -261,16 +261,13 @@ class Memory(Oracle):
         acked = self.counter.acked
         with Lines(self.connect()) as guest:
             mark = self._mark(guest)
-            turn = self._wait_turn(guest)
+            self._follow_turns(guest)
         if mark is not None:
             self.counter.survey(mark, acked, self.counter.issued)
-        if turn and turn < self.turn:
-            self.account.fault("lost", f"the pattern was at turn {self.turn}, the guest is at {turn}")
-        self.turn = turn or self.turn
 
-    def _wait_turn(self, guest):
-        """The turn, when one more page has been written. Two guests answer differently, so the answer that came was
-        released by a checkpoint: no survivor may be behind it."""
+    def _follow_turns(self, guest):
+        """Until one more page has been written. Two guests answer differently, so an answer that came was released by a
+        checkpoint: no survivor may be behind it."""
         deadline = time.monotonic() + self.TURN_S
         first = None
         while time.monotonic() < deadline:
@@ -278,14 +275,16 @@ class Memory(Oracle):
             found = re.fullmatch(r"ok (\d+) (\d+)", answer)
             if not found:
                 self.account.fault("wrong", f"the guest answers '{answer}' to turn")
-                return None
+                return
             turn = tuple(map(int, found.groups()))
+            if turn < self.turn:
+                self.account.fault("lost", f"the pattern was at turn {self.turn}, the guest is at {turn}")
+            self.turn = turn
             if first not in (None, turn):
-                return turn
+                return
             first = turn
             time.sleep(0.05)
         self.account.fault("wrong", f"the pattern is not written any more: turn {first}")
-        return None
 
     def read_consoles(self):
         for path in self.consoles:
