@@ -19,7 +19,7 @@ sources=(common qmp compare proxy blockrep colod)
 failed=()
 flaky='' # tests that failed and then passed, to be shown
 passed=0
-idle_pid='' # what is built and analysed beside the tests that wait most of the time
+idle_pid='' # what is built, analysed and fuzzed beside the tests that wait most of the time
 
 usage()
 {
@@ -43,7 +43,7 @@ Runs all stages, or only those named:
   fuzz      each fuzzer for a few seconds (COLOD_FUZZ_SECONDS)
   tidy      clang-tidy
 
-What can be built or analysed meanwhile is so beside block, e2e and chaos, at idle priority.
+What can be built, analysed and fuzzed meanwhile is so beside block, e2e and chaos, at idle priority.
 USAGE
 }
 
@@ -146,12 +146,12 @@ run_fuzzer()
     work="build/fuzz/corpus/$name"
     mkdir -p "$work" build/fuzz/found
     printf '%s\n' "--- $name"
-    timeout "$((fuzz_seconds * 4 + 60))" "$program" -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 \
+    timeout "$((fuzz_seconds * 4 + 60))" "$program" -max_total_time="$fuzz_seconds" -timeout=25 -rss_limit_mb=2048 \
         -print_final_stats=1 -artifact_prefix="build/fuzz/found/$name-" "$work" \
         "$(dirname "${program/#build\/fuzz\//}")/$name.corpus"
 }
 
-stage_fuzz()
+run_fuzzers()
 {
     local program status=0 failures=build/fuzz/failures
 
@@ -164,13 +164,19 @@ stage_fuzz()
     # One core each; the output of one is printed in one piece.
     # shellcheck disable=SC2016  # for the inner shell
     printf '%s\n' "${programs[@]}" |
-        xargs -P "$jobs" -I{} bash -c 'out="$(run_fuzzer {} 2>&1)" || { s=$?; touch "$failures/$(basename {})"; }
+        xargs -P "$jobs" -I{} bash -c 'out="$(run_fuzzer {} 2>&1)" || { s=$?; printf "%s\n" "$out" >"$failures/$(basename {})"; }
             printf "%s\n" "$out"; exit ${s:-0}' || status=1
     for program in "$failures"/*; do
         # The end of the log is what is shown: what was found, not what the last fuzzer said.
-        [[ ! -e "$program" ]] || sed -n "/^--- $(basename "$program")\$/,/^stat::peak/p" "$logs/fuzz.log" | grep -v '^#[0-9]' | tail -n 35
+        [[ ! -e "$program" ]] || grep -v '^#[0-9]' "$program" | tail -n 35
     done
     return $status
+}
+
+# What ran beside the other tests is not run again.
+stage_fuzz()
+{
+    take_idle fuzzers || run_fuzzers
 }
 
 run_tidy()
@@ -183,14 +189,17 @@ run_tidy()
         xargs -P "$jobs" -n 4 timeout 600 "$program" -p build/dev --quiet --extra-arg=-Wno-unknown-warning-option
 }
 
-# What ran beside the other tests is not run again.
 stage_tidy()
 {
-    if [[ -e "$logs/idle-tidy.status" ]]; then
-        cat "$logs/idle-tidy.log"
-        return "$(<"$logs/idle-tidy.status")"
-    fi
-    run_tidy
+    take_idle tidy || run_tidy
+}
+
+# take_idle NAME: ends the stage with what run_idle came to; false if it did not do it.
+take_idle()
+{
+    [[ -e "$logs/idle-$1.status" ]] || return 1
+    cat "$logs/idle-$1.log"
+    idle_status="$(<"$logs/idle-$1.status")"
 }
 
 # Lets what else runs have the cores at once whenever it wants them. A build that fails here does so again in its stage.
@@ -205,6 +214,11 @@ run_idle()
     if [[ " ${stages[*]} " == *" tidy "* ]]; then
         run_tidy >"$logs/idle-tidy.log" 2>&1
         echo $? >"$logs/idle-tidy.status"
+    fi
+    if [[ " ${stages[*]} " == *" fuzz "* ]]; then
+        # Some seconds of the clock are a third as many of a core.
+        fuzz_seconds=$((3 * fuzz_seconds)) run_fuzzers >"$logs/idle-fuzzers.log" 2>&1
+        echo $? >"$logs/idle-fuzzers.status"
     fi
 }
 
@@ -286,8 +300,10 @@ run_stage()
 
     printf '%-9s ' "$stage"
     start_or_join_idle "$stage"
+    idle_status=0
     "stage_$stage" >"$logs/$stage.log" 2>&1 </dev/null
     status=$?
+    ((status != 0)) || status=$idle_status
     if ((status == 0)); then
         printf 'ok      %4d s\n' $((SECONDS - start))
         ((passed++))

@@ -49,8 +49,9 @@ def compare_status(pair, name=None):
     return pair.status(name or pair.primary)["network"]["compare"]
 
 
-def calm(pair, ms=COMPARE_TIMEOUT_MS + 50, seconds=10):
-    """No checkpoint for so long, which is longer than anything can wait."""
+def calm(pair, seconds=10):
+    """No checkpoint for longer than anything can wait."""
+    ms = (pair.lab.settings.compare_timeout_ms or COMPARE_TIMEOUT_MS) + 50
     pair.wait(pair.primary, lambda s: s["checkpoint"]["since_commit_ms"] > ms, seconds, "no checkpoint for a while")
 
 

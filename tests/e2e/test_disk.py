@@ -176,6 +176,7 @@ def test_both_hosts_crash_at_once(pair):
     wait_images_equal(pair.lab, primary)
 
 
+@pytest.mark.long  # also survivor-dies-too.scenario
 @DISK
 def test_survivor_crashes_too(pair):
     """The survivor's disk is the newest: it starts the VM, whatever the old primary's says of itself."""

@@ -142,7 +142,7 @@ def test_frames_lost(pair, place):
     ("peer", "delay 1ms loss 0.5% reorder 1% 5ms"),
 ])
 @pytest.mark.parametrize("port", [
-    pytest.param("tap"), pytest.param("stream", marks=pytest.mark.lab(mode="lockstep", interval_ms=10000, port="stream"))])
+    pytest.param("tap"), pytest.param("stream", marks=[pytest.mark.long, pytest.mark.lab(mode="lockstep", interval_ms=10000, port="stream")])])
 def test_bad_link(pair, link, how, port):
     """Loss, delay and reordering of TCP in both directions, with a kill in the middle. Neither makes the guests say
     different things: at most one of them says something so late that it counts as a difference."""

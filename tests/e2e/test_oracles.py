@@ -2,6 +2,7 @@
 """The oracles of the chaos runs on a real guest: right through a failover, and not blind."""
 import pytest
 from lablib.oracles import NAMES, Oracles, base, stores
+from lablib.util import wait_until
 from pair import REPROTECT_S
 
 FLOW_S = 60
@@ -44,6 +45,7 @@ def test_loss_is_found(pair, oracles):
     """One bit of the pattern, five increments of a key, and all but one of the records are gone from the guest."""
     del pair
     kv, records, memory = (by_name(oracles, name) for name in ("kv", "records", "memory"))
+    wait_until(lambda: oracles.report()["records"]["acknowledged"] >= 3, FLOW_S, lambda: f"three records: {oracles.report()}")
     with base.Lines(memory.connect()) as guest:
         assert guest.call("break 7") == "ok"
     with stores.Resp(kv.connect()) as store:
