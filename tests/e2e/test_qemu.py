@@ -11,11 +11,13 @@ from lablib.clients import Blob, Download
 
 # Of a buffered network only: PVM runs on from END (early resume), and all that it says is held.
 BUFFERED = pytest.mark.lab(mode="buffered")
-MODES = pytest.mark.parametrize("mode", ["default", pytest.param("buffered", marks=BUFFERED)])
+# Also buffered.scenario.
+MODES = pytest.mark.parametrize("mode", ["default", pytest.param("buffered", marks=[BUFFERED, pytest.mark.long])])
 # The steps around the commit point are enough unless there is time: tests/chaos/scenarios/steps-*.scenario go through all of them.
 STEPS = pytest.mark.parametrize("step", [
-    *(pytest.param(step, marks=[] if step in (4, 5) else [pytest.mark.long]) for step in range(1, 8)), *(pytest.param(step, id=f"buffered-{step}", marks=[BUFFERED] if step in (4, 5) else [BUFFERED, pytest.mark.long])
-                    for step in range(1, 8))])
+    *(pytest.param(step, marks=[] if step in (4, 5) else [pytest.mark.long]) for step in range(1, 8)),
+    *(pytest.param(step, id=f"buffered-{step}", marks=[BUFFERED] if step in (4, 5) else [BUFFERED, pytest.mark.long])
+      for step in range(1, 8))])
 
 
 @MODES
