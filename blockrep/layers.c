@@ -417,6 +417,7 @@ layers_counters(Layers *layers, LayersCounters *ret_counters)
 {
     for (int i = 0; i < 2; i++)
         ret_counters->requests[i] = atomic_load(&layers->requests[i]);
+    ret_counters->under_way = range_lock_count(layers->lock);
     ret_counters->saved_bytes = atomic_load(&layers->saved_bytes);
     ret_counters->skipped_trims = atomic_load(&layers->skipped_trims);
     for (int i = 0; i < FAULT_COUNT; i++)

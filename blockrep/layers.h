@@ -80,7 +80,8 @@ Fault layers_stale(Layers *layers);
 void layers_clear_stale(Layers *layers);
 
 typedef struct LayersCounters {
-    uint64_t requests[2];   /* by Side */
+    uint64_t requests[2];   /* by Side, answered */
+    uint64_t under_way;     /* of both sides; also who waits for a range, or for all of them */
     uint64_t saved_bytes;   /* old blocks */
     uint64_t skipped_trims; /* mirrored trims that hidden had no room for */
     uint64_t faults[FAULT_COUNT];

@@ -108,6 +108,7 @@ status_json(void *user_data)
     add_number(object, "checkpoint_max_us", status.checkpoint_max_us);
     add_number(object, "target_requests", status.counters.requests[SIDE_TARGET]);
     add_number(object, "active_requests", status.counters.requests[SIDE_ACTIVE]);
+    add_number(object, "under_way", status.counters.under_way);
     add_number(object, "saved_bytes", status.counters.saved_bytes);
     add_number(object, "skipped_trims", status.counters.skipped_trims);
     add(object, "faults", faults_json(&status.counters));

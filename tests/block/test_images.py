@@ -256,6 +256,7 @@ def test_emptying(make_target, make_export):
     with export.hanging():
         reader = threading.Thread(target=svm.pread, args=(4096, MIB))
         reader.start()
+        wait_until(lambda: target.ask("status")["under_way"] == 1)
         with pytest.raises(Refused, match="emptying: .*in time"):
             target.ask("checkpoint", epoch=1, timeout_ms=300)
         status = target.ask("status")
