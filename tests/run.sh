@@ -262,7 +262,7 @@ stage_lab()
 stage_block()
 {
     [[ -e build/dev/blockrep/nbdkit-colo-forward-plugin.so && -e build/dev/tests/block/disk-tool ]] || build_preset dev || return 1
-    timeout 900 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q --durations=5 tests/block
+    timeout 900 /usr/bin/python3 -m pytest -o cache_dir=build/pytest-cache -q --durations=5 -n 2 tests/block
 }
 
 # Two labs at a time (tests/e2e/conftest.py): their tests wait for copies and deadlines most of their time.

@@ -22,6 +22,7 @@ BUILD = os.path.abspath(os.environ.get("COLOD_BLOCK_BUILD", f"{SOURCE}/build/dev
 TOOL = os.path.abspath(os.environ.get("COLOD_DISK_TOOL", f"{BUILD}/tests/block/disk-tool"))
 DEADLINE_S = 60
 MIB = 1 << 20
+PORT = str(10809 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))  # workers run at the same time
 
 
 class DiskFailed(Exception):
@@ -184,7 +185,7 @@ class Host:
             file.truncate(size)
         addresses = {"a": "127.0.0.1", "b": "127.0.0.2"}
         values = {"image": self.image, "run-dir": self.run, "state-dir": self.state, "plugin-dir": f"{BUILD}/blockrep",
-                  "listen": addresses[name], "peer": addresses["b" if name == "a" else "a"], "port": "10809",
+                  "listen": addresses[name], "peer": addresses["b" if name == "a" else "a"], "port": PORT,
                   "tls-ca": f"{pki}/{name}/ca.pem", "tls-cert": f"{pki}/{name}/{name}.pem",
                   "tls-key": f"{pki}/{name}/{name}-key.pem"}
         values.update({key.replace("_", "-"): str(value) for key, value in options.items()})

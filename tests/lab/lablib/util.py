@@ -66,7 +66,8 @@ def start_ticks(pid):
             fields = stat.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    n_threads = int(fields[17])  # what the first one leaves to the others still holds files and locks
+    return None if fields[0] in "ZX" and n_threads <= 1 else int(fields[19])
 
 
 class Process:
