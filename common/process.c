@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/pidfd.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,6 +19,7 @@
 #include <glib-unix.h>
 
 #include "fd.h"
+#include "process-start.h"
 #include "source.h"
 
 G_DEFINE_QUARK(colod_process_error_quark, process_error)
@@ -121,37 +121,6 @@ process_new(pid_t pid, guint64 start_ticks, gboolean is_child, ProcessDeadFunc d
     return process;
 }
 
-/* Our own precedence (colod@.service) is for noticing and relaying in time. What we start is an
- * ordinary program again; it could keep us waiting otherwise. */
-static void
-give_up_protection(void)
-{
-    static const char normal[] = "0";
-    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-
-    if (fd < 0)
-        return;
-    (void)!write(fd, normal, strlen(normal));
-    (void)close(fd);
-}
-
-/* Not in the child: we wait for its exec, on a busy host for longer than the peer waits for our
- * heartbeats, if it has to stand in line for that. The group, which is its own: also threads that
- * it may have made since. */
-static void
-take_precedence_from(pid_t pid)
-{
-    (void)setpriority(PRIO_PGRP, (id_t)pid, 0);
-}
-
-static void
-in_child(gpointer user_data G_GNUC_UNUSED)
-{
-    /* A terminal's signals, and the end of our session, must not reach it. */
-    (void)setsid();
-    give_up_protection();
-}
-
 static int
 open_log(const char *path)
 {
@@ -163,24 +132,36 @@ open_log(const char *path)
     return fd;
 }
 
+static Process *
+cannot_start(const char *what, int error_number, GError **error)
+{
+    g_set_error(error, PROCESS_ERROR, PROCESS_ERROR_START, "%s: %s", what,
+                g_strerror(error_number));
+    return NULL;
+}
+
 Process *
 process_spawn(const char *const *argv, const char *const *envp, const int *fds, const int *numbers,
               gsize n_fds, const char *log_path, ProcessDeadFunc dead, gpointer user_data,
               GError **error)
 {
     auto_fd int log = open_log(log_path);
-    GPid pid;
+    g_autofree char *program = g_find_program_in_path(argv[0]);
 
-    if (log < 0) {
-        g_set_error(error, PROCESS_ERROR, PROCESS_ERROR_START, "%s: %s", log_path,
-                    g_strerror(errno));
-        return NULL;
-    }
-    if (!g_spawn_async_with_pipes_and_fds(
-            NULL, argv, envp, G_SPAWN_DO_NOT_REAP_CHILD | G_SPAWN_SEARCH_PATH, in_child, NULL, -1,
-            log, log, fds, numbers, n_fds, &pid, NULL, NULL, NULL, error))
-        return NULL;
-    take_precedence_from(pid);
+    if (log < 0)
+        return cannot_start(log_path, errno, error);
+    if (program == NULL)
+        return cannot_start(argv[0], ENOENT, error);
+
+    const pid_t pid = process_start(&(ProcessStart){.program = program,
+                                                    .argv = argv,
+                                                    .envp = envp,
+                                                    .fds = fds,
+                                                    .numbers = numbers,
+                                                    .n_fds = n_fds,
+                                                    .log_fd = log});
+    if (pid < 0)
+        return cannot_start(program, -pid, error);
     return process_new(pid, process_read_start_ticks(pid), TRUE, dead, user_data, error);
 }
 

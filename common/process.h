@@ -8,7 +8,7 @@
 GQuark process_error_quark(void);
 
 typedef enum ProcessError {
-    PROCESS_ERROR_START, /* its log cannot be written */
+    PROCESS_ERROR_START, /* it is not there, its log cannot be written, the system refused */
     PROCESS_ERROR_ADOPT, /* it is gone, or another one has its pid */
 } ProcessError;
 
@@ -18,9 +18,10 @@ typedef struct Process Process;
 typedef void (*ProcessDeadFunc)(const char *how, gpointer user_data);
 
 /**
- * Starts @argv in its own session, with the usual nice value and OOM score whatever ours are, and
- * with @fds[i] as descriptor @numbers[i]; stdout and stderr go to @log_path. @envp: NULL for our
- * own. Errors: G_SPAWN_ERROR, PROCESS_ERROR.
+ * Starts @argv (argv[0] is looked for in PATH) in its own session, with the usual nice value and
+ * OOM score whatever ours are, and with @fds[i] as descriptor @numbers[i]; stdout and stderr go to
+ * @log_path. @envp: NULL for our own. Does not wait for the program to be loaded: if that fails,
+ * the log says so and `dead` is told of exit status 127. Errors: PROCESS_ERROR.
  */
 Process *process_spawn(const char *const *argv, const char *const *envp, const int *fds,
                        const int *numbers, gsize n_fds, const char *log_path, ProcessDeadFunc dead,

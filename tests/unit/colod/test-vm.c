@@ -236,6 +236,21 @@ spawn(const char *script, const int *fd, Seen *seen)
     return process;
 }
 
+/* Until it is `sh` it is a copy of us. */
+static void
+wait_for_program(gint64 pid)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%" G_GINT64_FORMAT "/comm", pid);
+    const gint64 deadline_us = g_get_monotonic_time() + DEADLINE_MS * 1000LL;
+    g_autofree char *name = NULL;
+
+    while (!name || !g_str_equal(name, "sh\n")) {
+        ck_assert_int_lt(g_get_monotonic_time(), deadline_us);
+        g_clear_pointer(&name, g_free);
+        ck_assert(g_file_get_contents(path, &name, NULL, NULL));
+    }
+}
+
 START_TEST(life_exit_status_and_signal_are_told)
 {
     Seen ended = {0}, killed = {0};
@@ -264,6 +279,7 @@ START_TEST(life_a_process_is_found_again_with_its_descriptor)
     g_autoptr(GError) error = NULL;
     struct stat ours, theirs;
 
+    wait_for_program(pid);
     ck_assert(process_exists(pid, ticks));
     ck_assert(!process_exists(pid, ticks + 1));
     process_free(process); /* stops watching; the process lives on */
@@ -296,6 +312,7 @@ START_TEST(life_our_precedence_is_not_passed_on)
     g_autoptr(Process) process = spawn("read x < /dev/zero", &null_fd, &seen);
     const pid_t pid = (pid_t)process_pid(process);
 
+    wait_for_program(pid);
     ck_assert_int_eq(getpriority(PRIO_PROCESS, 0), nice);
     ck_assert_int_eq(getpriority(PRIO_PROCESS, (id_t)pid), 0);
     process_kill(process);
@@ -314,6 +331,105 @@ START_TEST(sec_another_process_with_that_pid_is_not_adopted)
 }
 END_TEST
 
+/* A copy of true(1) that nobody can open, and so not run, as long as we hold the lease on it. */
+static int
+hold_program(const char *path)
+{
+    g_autofree char *program = NULL;
+    gsize size;
+    int fd;
+
+    ck_assert(g_file_get_contents("/bin/true", &program, &size, NULL));
+    ck_assert(g_file_set_contents_full(path, program, (gssize)size, G_FILE_SET_CONTENTS_NONE, 0700,
+                                       NULL));
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    (void)signal(SIGIO, SIG_IGN); /* that is how we would be told that somebody wants it */
+    ck_assert_int_eq(fcntl(fd, F_SETLEASE, F_WRLCK), 0);
+    return fd;
+}
+
+/* colod sends no heartbeats while it is in here. */
+START_TEST(life_a_program_that_is_not_loaded_holds_nobody_up)
+{
+    g_autofree char *folder = g_dir_make_tmp("colod-test-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(folder, "program", NULL);
+    const char *argv[] = {path, NULL};
+    g_autoptr(GError) error = NULL;
+    int lease = hold_program(path);
+    Seen seen = {0};
+    g_autoptr(Process) process =
+        process_spawn(argv, NULL, NULL, NULL, 0, "/dev/null", on_dead, &seen, &error);
+
+    ck_assert_msg(process != NULL, "%s", error ? error->message : "");
+    ck_assert_ptr_null(seen.how);
+    ck_assert_int_eq(fcntl(lease, F_SETLEASE, F_UNLCK), 0); /* the child has a copy of @lease */
+    (void)close(lease);
+    wait_for_death(&seen);
+    ck_assert_str_eq(seen.how, "exited with status 0");
+    g_free(seen.how);
+    ck_assert(g_unlink(path) == 0 && g_rmdir(folder) == 0);
+}
+END_TEST
+
+static char *
+output_of(const char *const *argv, const int *fds, const int *numbers, gsize n_fds,
+          const char *how_it_ends)
+{
+    g_autofree char *folder = g_dir_make_tmp("colod-test-XXXXXX", NULL);
+    g_autofree char *log = g_build_filename(folder, "log", NULL);
+    g_autoptr(GError) error = NULL;
+    char *text = NULL;
+    Seen seen = {0};
+    g_autoptr(Process) process =
+        process_spawn(argv, NULL, fds, numbers, n_fds, log, on_dead, &seen, &error);
+
+    ck_assert_msg(process != NULL, "%s", error ? error->message : "");
+    wait_for_death(&seen);
+    ck_assert_str_eq(seen.how, how_it_ends);
+    g_free(seen.how);
+    ck_assert(g_file_get_contents(log, &text, NULL, NULL));
+    ck_assert(g_unlink(log) == 0 && g_rmdir(folder) == 0);
+    return text;
+}
+
+/* Each has the number that the other one shall get; a third one is nobody's business. */
+START_TEST(unit_descriptors_may_exchange_their_numbers)
+{
+    static const char script[] =
+        "cat /proc/self/fd/40 /proc/self/fd/41; ls /proc/self/fd | tr '\\n' ' '";
+    const char *argv[] = {"sh", "-c", script, NULL};
+    const int fds[] = {40, 41}, numbers[] = {41, 40};
+    g_autofree char *text = NULL;
+
+    for (int i = 0; i < 3; i++) {
+        g_autofree char *path = NULL;
+        auto_fd int file = g_file_open_tmp("colod-test-XXXXXX", &path, NULL);
+
+        ck_assert_int_eq(g_unlink(path), 0);
+        ck_assert_int_eq(write(file, i == 0 ? "0" : "1", 1), 1);
+        ck_assert_int_eq(lseek(file, 0, SEEK_SET), 0);
+        ck_assert_int_eq(dup2(file, 40 + i), 40 + i);
+    }
+    text = output_of(argv, fds, numbers, G_N_ELEMENTS(fds), "exited with status 0");
+    ck_assert_str_eq(text, "100 1 2 3 40 41 "); /* 3: the folder that ls reads */
+}
+END_TEST
+
+START_TEST(err_no_program_of_this_machine)
+{
+    g_autofree char *folder = g_dir_make_tmp("colod-test-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(folder, "program", NULL);
+    const char *argv[] = {path, NULL};
+    g_autofree char *text = NULL;
+
+    ck_assert(
+        g_file_set_contents_full(path, "what is this", -1, G_FILE_SET_CONTENTS_NONE, 0700, NULL));
+    text = output_of(argv, NULL, NULL, 0, "exited with status 127");
+    ck_assert_ptr_nonnull(strstr(text, "the program cannot be run"));
+    ck_assert(g_unlink(path) == 0 && g_rmdir(folder) == 0);
+}
+END_TEST
+
 START_TEST(err_program_missing)
 {
     const char *argv[] = {"/nonexistent/qemu", NULL};
@@ -322,7 +438,8 @@ START_TEST(err_program_missing)
 
     ck_assert_ptr_null(
         process_spawn(argv, NULL, NULL, NULL, 0, "/dev/null", on_dead, &seen, &error));
-    ck_assert_ptr_nonnull(error);
+    ck_assert(g_error_matches(error, PROCESS_ERROR, PROCESS_ERROR_START));
+    ck_assert_ptr_nonnull(strstr(error->message, "/nonexistent/qemu"));
 }
 END_TEST
 
@@ -332,5 +449,6 @@ CHECK_MAIN("vm", unit_command_line_says_what_the_configuration_says,
            unit_start_ticks_are_field_22, unit_a_zombie_is_no_process,
            unit_a_child_that_ended_does_not_exist, sec_a_process_name_cannot_shift_the_fields,
            life_exit_status_and_signal_are_told, life_a_process_is_found_again_with_its_descriptor,
-           life_our_precedence_is_not_passed_on, sec_another_process_with_that_pid_is_not_adopted,
-           err_program_missing)
+           life_our_precedence_is_not_passed_on, life_a_program_that_is_not_loaded_holds_nobody_up,
+           unit_descriptors_may_exchange_their_numbers, err_no_program_of_this_machine,
+           sec_another_process_with_that_pid_is_not_adopted, err_program_missing)
