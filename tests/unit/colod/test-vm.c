@@ -236,7 +236,7 @@ spawn(const char *script, const int *fd, Seen *seen)
     return process;
 }
 
-/* Until it is `sh` it is a copy of us. */
+/* Until it sleeps it is a copy of us. */
 static void
 wait_for_program(gint64 pid)
 {
@@ -244,7 +244,7 @@ wait_for_program(gint64 pid)
     const gint64 deadline_us = g_get_monotonic_time() + DEADLINE_MS * 1000LL;
     g_autofree char *name = NULL;
 
-    while (!name || !g_str_equal(name, "sh\n")) {
+    while (!name || !g_str_equal(name, "sleep\n")) {
         ck_assert_int_lt(g_get_monotonic_time(), deadline_us);
         g_clear_pointer(&name, g_free);
         ck_assert(g_file_get_contents(path, &name, NULL, NULL));
@@ -255,7 +255,7 @@ START_TEST(life_exit_status_and_signal_are_told)
 {
     Seen ended = {0}, killed = {0};
     g_autoptr(Process) a = spawn("exit 3", NULL, &ended);
-    g_autoptr(Process) b = spawn("read x < /dev/zero", NULL, &killed);
+    g_autoptr(Process) b = spawn("exec sleep 60", NULL, &killed);
 
     wait_for_death(&ended);
     ck_assert_str_eq(ended.how, "exited with status 3");
@@ -273,7 +273,7 @@ START_TEST(life_a_process_is_found_again_with_its_descriptor)
 {
     Seen first = {0}, second = {0};
     auto_fd int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    Process *process = spawn("read x < /dev/zero", &null_fd, &first);
+    Process *process = spawn("exec sleep 60", &null_fd, &first);
     const gint64 pid = process_pid(process);
     const guint64 ticks = process_start_ticks(process);
     g_autoptr(GError) error = NULL;
@@ -309,7 +309,7 @@ START_TEST(life_our_precedence_is_not_passed_on)
 
     ck_assert_int_eq(setpriority(PRIO_PROCESS, 0, nice), 0);
 
-    g_autoptr(Process) process = spawn("read x < /dev/zero", &null_fd, &seen);
+    g_autoptr(Process) process = spawn("exec sleep 60", &null_fd, &seen);
     const pid_t pid = (pid_t)process_pid(process);
 
     wait_for_program(pid);
