@@ -94,6 +94,7 @@ struct Daemon {
     gboolean stepping;
     PairState stall_state; /* test hook: where to stand still; BOOT, which nobody enters: nowhere */
     char *detail;          /* what the last failure said, for `status` */
+    char *peer_dates;      /* why the peer's certificate was refused; NULL since the link is up */
     GSource *state_timer, *retry_timer, *lonely_timer;
     unsigned retry_ms;
 
