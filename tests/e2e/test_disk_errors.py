@@ -18,7 +18,6 @@ from test_disk import writing
 
 FAILING = pytest.mark.lab(disk_mib=64, disks=2, exports={"a1": "qcow2", "b1": "failing"}, mode="lockstep")
 TOLD_S = 5  # from the request that fails to `Not protected`: an error shows at once, silence after message-timeout-ms
-VDB_BLOCKS = (64 << 20) // 4096
 
 
 @pytest.fixture
