@@ -10,7 +10,6 @@ typedef struct DiskControl DiskControl;
 enum {
     DISK_COMMAND_STATUS,
     DISK_COMMAND_QUIT,
-    DISK_COMMAND_OWN, /* the first of the plugin's own */
 };
 
 /* What a plugin does with requests: any of the control's threads, several at once. @user_data: its

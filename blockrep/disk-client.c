@@ -447,12 +447,12 @@ schedule(DiskClient *client)
         if (client->links[i].request)
             next = MIN(next, client->links[i].request->deadline_ns);
     }
-    source_clear(&client->timer);
     if (next == INT64_MAX)
-        return;
-    client->timer = g_timeout_source_new((guint)((MAX(next - now, 0) + NS_PER_MS - 1) / NS_PER_MS));
-    g_source_set_callback(client->timer, on_timer, client, NULL);
-    g_source_attach(client->timer, client->context);
+        source_clear(&client->timer);
+    else
+        source_set_timeout(&client->timer, client->context,
+                           (unsigned)((MAX(next - now, 0) + NS_PER_MS - 1) / NS_PER_MS), on_timer,
+                           client);
 }
 
 /* --- Public --- */

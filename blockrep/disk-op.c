@@ -41,10 +41,7 @@ on_tell(gpointer user_data)
 static void
 set_timer(Op *op, unsigned ms, GSourceFunc func)
 {
-    source_clear(&op->timer);
-    op->timer = g_timeout_source_new(ms);
-    g_source_set_callback(op->timer, func, op, NULL);
-    g_source_attach(op->timer, op->disk->context);
+    source_set_timeout(&op->timer, op->disk->context, ms, func, op);
 }
 
 void

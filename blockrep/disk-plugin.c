@@ -200,9 +200,8 @@ restart_soon(Plugin *plugin)
     for (unsigned i = 0; i < plugin->restarts && ms < RESTART_LAST_MS; i++)
         ms *= 2;
     plugin->restarts++;
-    plugin->restart = g_timeout_source_new(MIN(ms, (unsigned)RESTART_LAST_MS));
-    g_source_set_callback(plugin->restart, on_restart, plugin, NULL);
-    g_source_attach(plugin->restart, plugin->disk->context);
+    source_set_timeout(&plugin->restart, plugin->disk->context, MIN(ms, (unsigned)RESTART_LAST_MS),
+                       on_restart, plugin);
 }
 
 static void

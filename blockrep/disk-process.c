@@ -70,11 +70,8 @@ on_kill_timer(gpointer user_data)
 static void
 kill_in(DiskProcess *process, unsigned ms)
 {
-    if (process->kill_timer)
-        return;
-    process->kill_timer = g_timeout_source_new(ms);
-    g_source_set_callback(process->kill_timer, on_kill_timer, process, NULL);
-    g_source_attach(process->kill_timer, process->context);
+    if (!process->kill_timer)
+        source_set_timeout(&process->kill_timer, process->context, ms, on_kill_timer, process);
 }
 
 static gboolean

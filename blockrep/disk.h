@@ -65,6 +65,7 @@ typedef void (*DiskDoneFunc)(Disk *disk, const GError *error, gpointer user_data
 
 typedef enum DiskRole { DISK_PRIMARY, DISK_SECONDARY } DiskRole;
 
+/** @config is copied, its strings and @handlers are borrowed. Starts nothing. */
 Disk *disk_new(const DiskConfig *config, const DiskHandlers *handlers, gpointer user_data);
 /** Stops watching; the processes go on (they outlive colod as QEMU does). NULL is fine. */
 void disk_free(Disk *disk);
@@ -79,6 +80,7 @@ typedef struct DiskStanding {
     uint64_t generation;
     char *reason; /* why the VM must not start from it, or NULL; owned */
 } DiskStanding;
+/** Reads the metadata anew. The caller clears @ret_standing. */
 void disk_standing(Disk *disk, DiskStanding *ret_standing);
 void disk_standing_clear(DiskStanding *standing);
 
@@ -118,7 +120,9 @@ void disk_alone(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer use
 void disk_verify(Disk *disk, DiskDoneFunc done, gpointer user_data);
 
 /* Secondary. */
+/** The copy is complete: the disk is that of @generation, and SVM may start. */
 void disk_mirror(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_data);
+/** SVM stands at the commit point of @epoch. Done: it sees what the primary has mirrored. */
 void disk_checkpoint(Disk *disk, uint64_t epoch, DiskDoneFunc done, gpointer user_data);
 /** What SVM sees becomes the truth of @generation. Done: a crash cannot undo it. */
 void disk_failover(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_data);

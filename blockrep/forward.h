@@ -33,7 +33,8 @@ typedef struct ForwardConfig {
     int64_t request_timeout_ms; /* of a request at the peer */
 } ForwardConfig;
 
-/** Opens disk (to read) and map. The mode is idle. */
+/** Opens disk (to read) and map. The mode is idle. Errors: of open(2) and of the map; the text
+ * names the file. */
 Forward *forward_new(const ForwardConfig *config, GError **error);
 /** Ends the connection and every waiting call. No requests may follow. */
 void forward_stop(Forward *forward);
@@ -41,6 +42,7 @@ void forward_stop(Forward *forward);
 void forward_free(Forward *forward);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Forward, forward_free)
 
+/** Of the disk. */
 uint64_t forward_size_bytes(const Forward *forward);
 
 /** A request of the guest: waits for room in the window, and never for the peer's answer. @data: of
@@ -48,7 +50,14 @@ uint64_t forward_size_bytes(const Forward *forward);
 void forward_change(Forward *forward, ForwardKind kind, uint64_t offset, uint64_t len,
                     const void *data);
 
-/* The commands: docs/block.md, "Control"; forward-fsm.h says which are allowed when. */
+/*
+ * The commands: docs/block.md, "Control"; forward-fsm.h says which are allowed when. Errors:
+ * FORWARD_ERROR.
+ */
+
+/** Without a peer, as @generation, from now on what the guest writes is marked in the map. @first:
+ * also if the disk was never replicated. Ends a connection.
+ */
 gboolean forward_alone(Forward *forward, uint64_t generation, gboolean first, int64_t deadline_ns,
                        GError **error);
 
@@ -59,13 +68,23 @@ typedef struct ForwardConnect {
     uint64_t rate_limit_bytes_s; /* of the copy; 0: none */
 } ForwardConnect;
 
+/** Connects to the peer's target and begins to copy what it lacks; `synced` in the status tells
+ * when little is left.
+ */
 gboolean forward_connect(Forward *forward, const ForwardConnect *order, int64_t deadline_ns,
                          GError **error);
 /** The disk has all that the guest was told before the connection began. */
 void forward_settled(Forward *forward);
+/** The guest stands: copies the rest. Then both disks are equal; what the guest writes afterwards
+ * is held until forward_release(). */
 gboolean forward_finish(Forward *forward, int64_t deadline_ns, GError **error);
+/** The guest stands at checkpoint @epoch: the peer has all that the guest was told is written.
+ * What it writes afterwards is held until forward_release(). */
 gboolean forward_barrier(Forward *forward, uint64_t epoch, int64_t deadline_ns, GError **error);
+/** @epoch is committed (0: the pair is armed): what was held goes out. */
 gboolean forward_release(Forward *forward, uint64_t epoch, int64_t deadline_ns, GError **error);
+/** Begins to compare both disks, chunk by chunk, while the guest writes; the result is in the
+ * status. */
 gboolean forward_verify(Forward *forward, int64_t deadline_ns, GError **error);
 
 typedef struct ForwardStatus {
@@ -90,6 +109,7 @@ typedef struct ForwardStatus {
     VerifyStatus verify; /* the last */
 } ForwardStatus;
 
+/** A snapshot; does not wait for commands under way. */
 void forward_status(Forward *forward, ForwardStatus *ret_status);
 /** Waits until `change` is not @after, or the deadline. */
 void forward_wait_change(Forward *forward, uint64_t after, int64_t deadline_ns);

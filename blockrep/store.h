@@ -38,6 +38,8 @@ struct Store {
     bool durable; /* false: the content ends with the process */
 };
 
+/* The operations, as StoreOps says; those that may be missing do nothing then. */
+
 static inline int
 store_read(Store *store, void *buf, size_t len, uint64_t offset)
 {

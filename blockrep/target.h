@@ -25,6 +25,7 @@ typedef enum TargetError {
  * hold its blocks. The mode follows from it.
  */
 Target *target_new(Layers *layers, Journal *journal, const DiskMeta *meta);
+/** After target_stop(). Frees what target_new() and target_take_map() were given. */
 void target_free(Target *target);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Target, target_free)
 
@@ -33,6 +34,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Target, target_free)
  * marked there, and `mirror` clears it. Without one, nothing is.
  */
 void target_take_map(Target *target, DirtyMap *map);
+/** Borrowed; NULL: none was given. */
 DirtyMap *target_map(Target *target);
 
 /** Starts the thread that commits; a commit that was begun in an earlier life goes on. */
@@ -40,15 +42,22 @@ void target_start(Target *target);
 /** Ends it, between two pieces, and every waiting call. No requests may follow. */
 void target_stop(Target *target);
 
+/** Borrowed: where requests go. */
 Layers *target_layers(Target *target);
 
 /** As layers_flush(); while a commit is under way it waits until the failover itself is durable. */
 int target_flush(Target *target, Side side, Fault *ret_fault);
 
-/* The commands: target-fsm.h says which are allowed when. */
+/*
+ * The commands: target-fsm.h says which are allowed when. Errors: TARGET_ERROR.
+ */
+
+/** A primary of @generation may begin to copy its disk here. */
 gboolean target_sync(Target *target, uint64_t generation, int64_t deadline_ns, GError **error);
+/** The copy is complete: the disk is that of @generation, and SVM starts at @epoch. */
 gboolean target_mirror(Target *target, uint64_t generation, uint64_t epoch, int64_t deadline_ns,
                        GError **error);
+/** Checkpoint @epoch: empties both overlays, so that SVM sees what was mirrored. */
 gboolean target_checkpoint(Target *target, uint64_t epoch, int64_t deadline_ns, GError **error);
 /** Mirrored writes that had arrived are applied; @durable: and stable on the medium. */
 gboolean target_barrier(Target *target, gboolean durable, int64_t deadline_ns, GError **error);
@@ -86,6 +95,7 @@ typedef struct TargetStatus {
     LayersCounters counters;
 } TargetStatus;
 
+/** A snapshot; does not wait for commands under way. */
 void target_status(Target *target, TargetStatus *ret_status);
 /** Waits until `change` is not @after, or the deadline. */
 void target_wait_change(Target *target, uint64_t after, int64_t deadline_ns);

@@ -2,13 +2,14 @@
 /* config.c - the configuration of one VM: reading, checking
  *
  * Theory of operation: GKeyFile reads the values, but it merges groups that are given twice, takes
- * the last of two equal keys and knows no line numbers. So the text is scanned line by line first:
- * that refuses what GKeyFile would pass in silence and remembers the line of each key. Then every
- * line must be in the table (config-keys.c), every key of the table is read, from the file or from
- * its default, and last come the rules that tie keys to each other.
+ * the last of two equal keys and knows no line numbers. So the text is scanned line by line first
+ * (config-lines.c): that refuses what GKeyFile would pass in silence and remembers the line of each
+ * key. Then every line must be in the table (config-keys.c), every key of the table is read, from
+ * the file or from its default, and last come the rules that tie keys to each other.
  */
 #include "config.h"
 #include "config-keys.h"
+#include "config-lines.h"
 
 #include "fd.h"
 #include "image.h"
@@ -21,201 +22,40 @@
 
 enum {
     FILE_MAX_BYTES = 1024 * 1024, /* a configuration has some 2 KiB; more is the wrong file */
-    SHOWN_MAX = 64,               /* characters of a name out of the file in a message */
+    SHOWN_MAX = 64,               /* characters of a wrong VM name in a message */
     IDE_DISKS_MAX = 4,            /* two channels of two */
     HEARTBEATS_PER_LIMIT = 3,     /* one lost heartbeat must not look like a dead host */
 };
 
 G_DEFINE_QUARK(colod_config_error_quark, config_error)
 
-/* One `key=value` or `[group]` (key NULL) of the text. */
-typedef struct Line {
-    char *group;
-    char *key;
-    unsigned number;
-} Line;
-
 typedef struct Parse {
-    const char *file;
+    ConfigLines *lines;
     GKeyFile *key_file;
-    GArray *lines; /* Line */
     Config *config;
 } Parse;
-
-static void
-line_clear(gpointer data)
-{
-    Line *line = data;
-
-    g_free(line->group);
-    g_free(line->key);
-}
 
 static void
 parse_clear(Parse *parse)
 {
     g_clear_pointer(&parse->key_file, g_key_file_free);
-    g_clear_pointer(&parse->lines, g_array_unref);
+    g_clear_pointer(&parse->lines, config_lines_free);
     g_clear_pointer(&parse->config, config_free);
 }
 
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Parse, parse_clear)
 
-static const Line *
-find_line(const Parse *parse, const char *group, const char *key)
-{
-    for (guint i = 0; i < parse->lines->len; i++) {
-        const Line *line = &g_array_index(parse->lines, Line, i);
-
-        if (g_str_equal(line->group, group) && g_strcmp0(line->key, key) == 0)
-            return line;
-    }
-    return NULL;
-}
-
-/* A key that is missing is reported at its group's line; a missing group at line 1. */
-static unsigned
-line_number(const Parse *parse, const char *group, const char *key)
-{
-    const Line *line = find_line(parse, group, key);
-
-    if (!line)
-        line = find_line(parse, group, NULL);
-    return line ? line->number : 1;
-}
-
-/* Sets "FILE:LINE: [group] key: problem"; @group and @key may be NULL. Always FALSE. */
-static gboolean
-fail_line(const Parse *parse, ConfigError code, unsigned number, const char *group, const char *key,
-          const char *problem, GError **error)
-{
-    g_autoptr(GString) where = g_string_new(NULL);
-
-    if (group)
-        g_string_append_printf(where, " [%.*s]", SHOWN_MAX, group);
-    if (key)
-        g_string_append_printf(where, " %.*s", SHOWN_MAX, key);
-    if (where->len > 0)
-        g_string_append_c(where, ':');
-
-    /* The cut at SHOWN_MAX may have split a character. */
-    g_autofree char *shown = g_utf8_make_valid(where->str, (gssize)where->len);
-
-    g_set_error(error, CONFIG_ERROR, code, "%s:%u:%s %s", parse->file, number, shown, problem);
-    return FALSE;
-}
-
 static gboolean
 fail(const Parse *parse, ConfigError code, const char *group, const char *key, const char *problem,
      GError **error)
 {
-    return fail_line(parse, code, line_number(parse, group, key), group, key, problem, error);
+    return config_lines_fail(parse->lines, code, group, key, problem, error);
 }
 
-/* --- The text, line by line --- */
-
-static gboolean
-scan_group(Parse *parse, char *text, unsigned number, GError **error)
+static bool
+is_given(const Parse *parse, const char *group, const char *key)
 {
-    size_t len = strlen(text);
-    g_autofree char *group = NULL;
-    g_autofree char *problem = NULL;
-
-    if (len < 3 || text[len - 1] != ']')
-        return fail_line(parse, CONFIG_ERROR_FILE, number, NULL, NULL,
-                         "this is no group; write it as in [vm]", error);
-    group = g_strndup(text + 1, len - 2);
-
-    const Line *earlier = find_line(parse, group, NULL);
-
-    if (earlier) {
-        problem = g_strdup_printf("is given twice, first on line %u; join the two groups",
-                                  earlier->number);
-        return fail_line(parse, CONFIG_ERROR_FILE, number, group, NULL, problem, error);
-    }
-
-    Line line = {.group = g_steal_pointer(&group), .number = number};
-
-    g_array_append_val(parse->lines, line);
-    return TRUE;
-}
-
-static gboolean
-scan_key(Parse *parse, const char *group, char *text, unsigned number, GError **error)
-{
-    char *equals = strchr(text, '=');
-    g_autofree char *key = NULL;
-    g_autofree char *problem = NULL;
-
-    if (!equals || equals == text)
-        return fail_line(parse, CONFIG_ERROR_FILE, number, group, NULL,
-                         "this line is neither a group nor `key=value`; write # before a comment",
-                         error);
-    if (!group)
-        return fail_line(parse, CONFIG_ERROR_FILE, number, NULL, NULL,
-                         "this key stands before the first group; put it below its [group]", error);
-    key = g_strchomp(g_strndup(text, (gsize)(equals - text)));
-
-    const Line *earlier = find_line(parse, group, key);
-
-    if (earlier) {
-        problem = g_strdup_printf("is given twice, first on line %u; remove one", earlier->number);
-        return fail_line(parse, CONFIG_ERROR_FILE, number, group, key, problem, error);
-    }
-
-    Line line = {.group = g_strdup(group), .key = g_steal_pointer(&key), .number = number};
-
-    g_array_append_val(parse->lines, line);
-    return TRUE;
-}
-
-/* Bytes that no configuration has; what is left can be shown in messages as it is. */
-static gboolean
-check_bytes(const Parse *parse, const char *text, gsize length, GError **error)
-{
-    const char *bad;
-    unsigned number = 1;
-    gboolean utf8 = g_utf8_validate(text, (gssize)length, &bad);
-
-    for (const char *p = text; p < bad; p++) {
-        if (*p == '\n')
-            number++;
-        else if (g_ascii_iscntrl(*p) && *p != '\t' && *p != '\r')
-            return fail_line(parse, CONFIG_ERROR_FILE, number, NULL, NULL,
-                             "holds a control character; remove it", error);
-    }
-    if (!utf8)
-        return fail_line(parse, CONFIG_ERROR_FILE, number, NULL, NULL,
-                         "holds bytes that are no UTF-8; save the file as UTF-8 text", error);
-    return TRUE;
-}
-
-static gboolean
-scan(Parse *parse, const char *text, gsize length, GError **error)
-{
-    if (!check_bytes(parse, text, length, error))
-        return FALSE;
-
-    g_autofree char *copy = g_strndup(text, length);
-    g_auto(GStrv) lines = g_strsplit(copy, "\n", -1);
-    g_autofree char *group = NULL;
-
-    for (unsigned i = 0; lines[i]; i++) {
-        char *line = g_strstrip(lines[i]);
-
-        if (*line == '\0' || *line == '#')
-            continue;
-        if (*line != '[') {
-            if (!scan_key(parse, group, line, i + 1, error))
-                return FALSE;
-            continue;
-        }
-        if (!scan_group(parse, line, i + 1, error))
-            return FALSE;
-        g_free(group);
-        group = g_strndup(line + 1, strlen(line) - 2);
-    }
-    return TRUE;
+    return config_lines_find(parse->lines, group, key) != NULL;
 }
 
 /* --- Names --- */
@@ -269,7 +109,7 @@ nearest(const char *group, const char *name)
 }
 
 static gboolean
-refuse_group(const Parse *parse, const Line *line, GError **error)
+refuse_group(const Parse *parse, const ConfigLine *line, GError **error)
 {
     g_autofree char *problem = NULL;
     const char *like = nearest(NULL, line->group);
@@ -286,11 +126,11 @@ refuse_group(const Parse *parse, const Line *line, GError **error)
         problem =
             g_strdup("unknown group; use vm, nic0, disk0, network, checkpoint, host, peer, arbiter "
                      "or test");
-    return fail_line(parse, CONFIG_ERROR_UNKNOWN, line->number, line->group, NULL, problem, error);
+    return fail(parse, CONFIG_ERROR_UNKNOWN, line->group, NULL, problem, error);
 }
 
 static gboolean
-refuse_key(const Parse *parse, const Line *line, const char *group, GError **error)
+refuse_key(const Parse *parse, const ConfigLine *line, const char *group, GError **error)
 {
     g_autofree char *problem = NULL;
     const char *like = nearest(group, line->key);
@@ -307,15 +147,15 @@ refuse_key(const Parse *parse, const Line *line, const char *group, GError **err
         problem = g_strdup_printf("unknown key; did you mean '%s'?", like);
     else
         problem = g_strdup("unknown key; remove it, colod.conf(5) lists all keys");
-    return fail_line(parse, CONFIG_ERROR_UNKNOWN, line->number, line->group, line->key, problem,
-                     error);
+    return fail(parse, CONFIG_ERROR_UNKNOWN, line->group, line->key, problem, error);
 }
 
 static gboolean
 check_names(const Parse *parse, GError **error)
 {
-    for (guint i = 0; i < parse->lines->len; i++) {
-        const Line *line = &g_array_index(parse->lines, Line, i);
+    const ConfigLine *line;
+
+    for (unsigned i = 0; (line = config_lines_at(parse->lines, i)); i++) {
         const char *group = table_group(line->group);
 
         if (!group)
@@ -356,7 +196,7 @@ read_key(const Parse *parse, const ConfigKey *key, const char *group, void *targ
     g_autofree char *problem = NULL;
     g_autoptr(GError) cause = NULL;
 
-    if (!find_line(parse, group, key->key)) {
+    if (!is_given(parse, group, key->key)) {
         if (key->required)
             problem = g_strdup_printf("is missing; add %s=..., %s", key->key, key->doc);
         else if (key->standard)
@@ -435,7 +275,7 @@ read_nics(const Parse *parse, GError **error)
     for (unsigned i = 0; i < CONFIG_MAX_NICS; i++) {
         char group[] = {'n', 'i', 'c', (char)('0' + i), '\0'};
 
-        if (!find_line(parse, group, NULL))
+        if (!is_given(parse, group, NULL))
             continue;
         if (i != parse->config->n_nics)
             return fail(parse, CONFIG_ERROR_VALUE, group, NULL,
@@ -501,7 +341,7 @@ read_disks(const Parse *parse, GError **error)
     for (unsigned i = 0; i < CONFIG_MAX_DISKS; i++) {
         g_autofree char *group = g_strdup_printf(CONFIG_GROUP_DISK "%u", i);
 
-        if (!find_line(parse, group, NULL))
+        if (!is_given(parse, group, NULL))
             continue;
         if (i != parse->config->n_disks)
             return fail(parse, CONFIG_ERROR_VALUE, group, NULL,
@@ -632,24 +472,23 @@ check_vm_name(const char *vm_name, GError **error)
 Config *
 config_parse(const char *vm_name, const char *file, const char *text, gsize length, GError **error)
 {
-    g_auto(Parse) parse = {.file = file};
+    g_auto(Parse) parse = {0};
 
     if (!check_vm_name(vm_name, error))
         return NULL;
     parse.key_file = g_key_file_new();
-    parse.lines = g_array_new(FALSE, FALSE, sizeof(Line));
-    g_array_set_clear_func(parse.lines, line_clear);
     parse.config = g_new0(Config, 1);
     parse.config->vm_name = g_strdup(vm_name);
     parse.config->extra_args = g_new0(char *, 1);
 
-    if (!scan(&parse, text, length, error) || !check_names(&parse, error))
+    parse.lines = config_lines_new(file, text, length, error);
+    if (!parse.lines || !check_names(&parse, error))
         return NULL;
 
     g_autoptr(GError) cause = NULL;
 
     if (!g_key_file_load_from_data(parse.key_file, text, length, G_KEY_FILE_NONE, &cause)) {
-        fail_line(&parse, CONFIG_ERROR_FILE, 1, NULL, NULL, cause->message, error);
+        fail(&parse, CONFIG_ERROR_FILE, NULL, NULL, cause->message, error);
         return NULL;
     }
     if (!read_all(&parse, error))

@@ -2,6 +2,8 @@
 /* daemon-control.c - control socket: commands (docs/PROTOCOL.md, "Control socket") */
 #include "daemon-private.h"
 
+#include "source.h"
+
 #include <string.h>
 
 enum { DEFAULT_WAIT_MS = 30000, MAX_WAIT_MS = 600000 };
@@ -81,9 +83,8 @@ wait_until_alone(Daemon *d, ControlRequest *request, gint64 timeout_ms)
 
     waiting->daemon = d;
     waiting->request = request;
-    waiting->timer = g_timeout_source_new((guint)timeout_ms);
-    g_source_set_callback(waiting->timer, on_waiting_timeout, waiting, NULL);
-    g_source_attach(waiting->timer, g_main_context_get_thread_default());
+    source_set_timeout(&waiting->timer, g_main_context_get_thread_default(), (unsigned)timeout_ms,
+                       on_waiting_timeout, waiting);
     g_queue_push_tail(&d->waiting, waiting);
 }
 

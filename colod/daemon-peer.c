@@ -364,6 +364,7 @@ on_up(PeerLink *link G_GNUC_UNUSED, const PeerInfo *peer, gpointer user_data)
     event_log_add(d->log, EVENT_INFO, "peer-up",
                   "%s, colod %s, role %s, generation %" G_GUINT64_FORMAT, peer->host,
                   peer->software_version, peer->role, peer->generation);
+    g_clear_pointer(&d->peer_dates, g_free);
     g_free(d->peer_software);
     d->peer_software = g_strdup(peer->software_version);
     d->streams_used = FALSE;
@@ -388,6 +389,11 @@ on_refused(PeerLink *link G_GNUC_UNUSED, const char *who, const GError *reason, 
     Daemon *d = user_data;
 
     event_log_add(d->log, EVENT_WARNING, "peer-refused", "%s: %s", who, reason->message);
+    /* Of the pair's own CA, so no stranger puts words into the status. */
+    if (g_error_matches(reason, PEER_ERROR, PEER_ERROR_DATES)) {
+        g_free(d->peer_dates);
+        d->peer_dates = g_strdup(reason->message);
+    }
 }
 
 static const char *

@@ -36,8 +36,9 @@ need_secondary(const Daemon *d)
     if (problem == NULL)
         problem = "";
     if (!d->facts.peer_up)
-        return g_strdup_printf("%s%sneed secondary: host %s is not connected", problem, separator,
-                               d->config->peer_host);
+        return g_strdup_printf("%s%sneed secondary: host %s is not connected%s%s", problem,
+                               separator, d->config->peer_host, d->peer_dates ? ": " : "",
+                               d->peer_dates ? d->peer_dates : "");
     if (has_detail(d) && !g_str_equal(d->detail, problem))
         return g_strdup_printf("%s%sneed secondary: %s", problem, separator, d->detail);
     return g_strdup_printf("%s%sneed secondary: host %s is %s", problem, separator,
@@ -73,6 +74,9 @@ idle_reason(const Daemon *d)
         return g_strdup_printf("VM not running: it must not start from the disk here: %s; "
                                "waiting for host %s",
                                daemon_disks_unfit(d), d->config->peer_host);
+    if (!d->facts.peer_up && d->peer_dates)
+        return g_strdup_printf("VM not running: waiting for host %s: %s", d->config->peer_host,
+                               d->peer_dates);
     if (!d->facts.peer_up)
         return g_strdup_printf("VM not running: waiting for host %s%s%s", d->config->peer_host,
                                has_detail(d) ? ": " : "", has_detail(d) ? d->detail : "");

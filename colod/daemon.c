@@ -388,6 +388,7 @@ daemon_free(Daemon *d)
     g_free(d->migration_path);
     g_free(d->guest_digest);
     g_free(d->detail);
+    g_free(d->peer_dates);
     g_free(d->peer_software);
     g_free(d->peer_qemu_version);
     g_free(d->selftest_text);

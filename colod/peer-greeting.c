@@ -219,9 +219,8 @@ greeting_new(PeerTls *tls, const PeerLinkConfig *config, const PeerGreetingHandl
     greeting->config = config;
     greeting->tls = tls;
     greeting->cancellable = g_cancellable_new();
-    greeting->deadline = g_timeout_source_new(config->connect_timeout_ms);
-    g_source_set_callback(greeting->deadline, on_deadline, greeting, NULL);
-    g_source_attach(greeting->deadline, g_main_context_get_thread_default());
+    source_set_timeout(&greeting->deadline, g_main_context_get_thread_default(),
+                       config->connect_timeout_ms, on_deadline, greeting);
     return greeting;
 }
 

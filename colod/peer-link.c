@@ -34,17 +34,7 @@
  * A newer control channel replaces an older link since only the peer's colod can open one and it
  * opens one only when it has none. This is how a restarted peer gets past half-open sockets.
  *
- * Heartbeats: each side sends one per period on the control channel, and counts silence from the
- * last arrival of any. A timer that fires late proves nothing (the process may have been stopped),
- * and neither does the clock alone: heartbeats may lie unread in the socket. So when the clock says
- * silent, the verdict waits for SILENCE_ROUNDS further iterations of the main loop. Each polls the
- * socket and dispatches every ready source of default priority, the control channel's among them,
- * and only then, if still nothing came, the link goes down. (A source of low priority would do the
- * same, but a busy loop could put it off for ever.)
- *
- * An echo tells that the peer had our heartbeat: it does not act on our silence before the moment
- * that one was sent plus its limit. Echoes of what was never sent end the link, because that lease
- * would be for free.
+ * While the link is UP a PeerHeartbeat (peer-heartbeat.c) tells when the peer is silent.
  *
  * TCP_USER_TIMEOUT is set on the control channel only. The others may be held back by their
  * consumer for as long as it likes, and Linux counts a closed window as no progress.
@@ -56,6 +46,7 @@
 
 #include "clock.h"
 #include "peer-greeting.h"
+#include "peer-heartbeat.h"
 #include "peer-listener.h"
 #include "peer-tls.h"
 #include "source.h"
@@ -68,7 +59,6 @@ enum {
     PENDING_OF_PEER = 4,    /* two attempts of it: never more than two channels greet at once */
     REPORT_INTERVAL_S = 10, /* the same text is reported once in this time */
     REPORTS_MAX = 64,       /* different texts remembered; more are dropped */
-    SILENCE_ROUNDS = 2,     /* see above */
 };
 
 typedef enum LinkState {
@@ -102,27 +92,12 @@ struct PeerLink {
     guint64 peer_boot_id;
     PeerInfo peer;
     PeerChannel *control;
-
-    GSource *heartbeat_source, *silence_source;
-    unsigned silence_rounds;
-    int64_t last_heard_ns; /* our clock */
-    int64_t last_sent_ns;  /* our clock */
-    int64_t confirmed_ns;  /* our clock */
-    int64_t peer_sent_ns;  /* the peer's clock: to be echoed */
+    PeerHeartbeat *heartbeat; /* UP */
 };
 
 static void link_reset(PeerLink *link, const GError *reason);
 
-/* Sources, random numbers, reports */
-
-static void
-timer_set(GMainContext *context, GSource **place, unsigned ms, GSourceFunc function, gpointer data)
-{
-    source_clear(place);
-    *place = g_timeout_source_new(ms);
-    g_source_set_callback(*place, function, data, NULL);
-    g_source_attach(*place, context);
-}
+/* Random numbers, reports */
 
 static guint64
 random_id(void)
@@ -183,115 +158,24 @@ link_unref(PeerLink *link)
 /* Heartbeat */
 
 static void
-send_heartbeat(PeerLink *link, int64_t now_ns)
+on_silent(const GError *reason, gpointer user_data)
 {
-    uint8_t payload[PEER_HEARTBEAT_BYTES];
-
-    /* A channel that takes nothing is not helped by more. */
-    if (peer_channel_is_congested(link->control))
-        return;
-    be64_store(payload, (uint64_t)now_ns);
-    be64_store(payload + 8, (uint64_t)link->peer_sent_ns);
-    link->last_sent_ns = now_ns;
-    peer_channel_send(link->control, PEER_MESSAGE_HEARTBEAT, payload, sizeof(payload));
-}
-
-static bool
-is_silent(const PeerLink *link)
-{
-    return clock_now_ns() - link->last_heard_ns > link->config.heartbeat_limit_ms * NS_PER_MS;
-}
-
-static gboolean
-on_silence_round(gpointer user_data)
-{
-    PeerLink *link = user_data;
-
-    if (is_silent(link) && ++link->silence_rounds < SILENCE_ROUNDS)
-        return G_SOURCE_CONTINUE;
-    source_clear(&link->silence_source);
-    if (is_silent(link)) {
-        g_autoptr(GError) reason =
-            g_error_new(PEER_ERROR, PEER_ERROR_SILENT, "no heartbeat of the peer for %u ms",
-                        link->config.heartbeat_limit_ms);
-
-        link_reset(link, reason);
-    }
-    return G_SOURCE_REMOVE;
+    link_reset(user_data, reason);
 }
 
 static void
-begin_silence_rounds(PeerLink *link)
-{
-    link->silence_rounds = 0;
-    link->silence_source = g_idle_source_new();
-    g_source_set_priority(link->silence_source, G_PRIORITY_DEFAULT);
-    g_source_set_callback(link->silence_source, on_silence_round, link, NULL);
-    g_source_attach(link->silence_source, link->context);
-}
-
-static gboolean
-on_silence_due(gpointer user_data)
+on_confirmed(int64_t confirmed_ns, gpointer user_data)
 {
     PeerLink *link = user_data;
 
-    source_clear(&link->silence_source);
-    if (is_silent(link))
-        begin_silence_rounds(link);
-    return G_SOURCE_REMOVE;
+    if (link->handlers->confirmed)
+        link->handlers->confirmed(link, confirmed_ns, link->user_data);
 }
 
-/* If nothing comes before the next heartbeat the limit may be over in between: it is looked at
- * then, as every millisecond of a client's wait counts. */
-static void
-watch_silence(PeerLink *link, int64_t now_ns)
-{
-    const int64_t left_ns =
-        link->last_heard_ns + link->config.heartbeat_limit_ms * NS_PER_MS - now_ns;
-
-    if (link->silence_source || left_ns >= link->config.heartbeat_ms * NS_PER_MS)
-        return;
-    if (left_ns < 0)
-        begin_silence_rounds(link);
-    else
-        timer_set(link->context, &link->silence_source, (unsigned)(left_ns / NS_PER_MS) + 1,
-                  on_silence_due, link);
-}
-
-static gboolean
-on_heartbeat_due(gpointer user_data)
-{
-    PeerLink *link = user_data;
-    const int64_t now_ns = clock_now_ns();
-
-    watch_silence(link, now_ns);
-    send_heartbeat(link, now_ns);
-    return G_SOURCE_CONTINUE;
-}
-
-static gboolean
-on_heartbeat(PeerLink *link, View payload, GError **error)
-{
-    uint64_t sent_ns, echo_ns;
-
-    if (!view_get_be64(&payload, &sent_ns) || !view_get_be64(&payload, &echo_ns)) {
-        g_set_error_literal(error, PEER_ERROR, PEER_ERROR_PROTOCOL, "HEARTBEAT is too short");
-        return FALSE;
-    }
-    if (sent_ns > INT64_MAX || echo_ns > (uint64_t)link->last_sent_ns) {
-        g_set_error_literal(error, PEER_ERROR, PEER_ERROR_PROTOCOL,
-                            "HEARTBEAT echoes one that was never sent");
-        return FALSE;
-    }
-    link->last_heard_ns = clock_now_ns();
-    link->peer_sent_ns = MAX(link->peer_sent_ns, (int64_t)sent_ns);
-    if ((int64_t)echo_ns > link->confirmed_ns) {
-        link->confirmed_ns = (int64_t)echo_ns;
-        if (link->state == LINK_UP && link->handlers->confirmed)
-            link->handlers->confirmed(link, link->confirmed_ns, link->user_data);
-    }
-    return TRUE;
-}
+static const PeerHeartbeatHandlers heartbeat_handlers = {
+    .silent = on_silent,
+    .confirmed = on_confirmed,
+};
 
 /* Control channel */
 
@@ -304,7 +188,7 @@ on_control_message(G_GNUC_UNUSED PeerChannel *channel, PeerMessageType type, Vie
     json_object *body = NULL;
 
     if (type == PEER_MESSAGE_HEARTBEAT) {
-        on_heartbeat(link, payload, &error);
+        (void)peer_heartbeat_take(link->heartbeat, payload, &error);
     } else if (type <= PEER_MESSAGE_REFUSED) {
         g_set_error(&error, PEER_ERROR, PEER_ERROR_PROTOCOL, "%s on an open link",
                     peer_message_type_name((unsigned)type));
@@ -365,7 +249,8 @@ static void
 link_start(PeerLink *link)
 {
     if (link->connects && !link->freed)
-        timer_set(link->context, &link->retry_source, link->config.retry_ms, on_retry, link);
+        source_set_timeout(&link->retry_source, link->context, link->config.retry_ms, on_retry,
+                           link);
 }
 
 /* States */
@@ -384,8 +269,6 @@ link_keep_peer(PeerLink *link, PeerHello *hello)
 static void
 link_up(PeerLink *link)
 {
-    int64_t now_ns = clock_now_ns();
-
     source_clear(&link->setup_deadline);
     link->state = LINK_UP;
     link->taken[PEER_CHANNEL_CONTROL] = true;
@@ -393,11 +276,10 @@ link_up(PeerLink *link)
     g_main_context_push_thread_default(link->context);
     link->control = peer_channel_new(link->streams[PEER_CHANNEL_CONTROL], PEER_CHANNEL_CONTROL,
                                      &control_handlers, link);
+    link->heartbeat =
+        peer_heartbeat_new(link->control, link->config.heartbeat_ms,
+                           link->config.heartbeat_limit_ms, &heartbeat_handlers, link);
     g_main_context_pop_thread_default(link->context);
-    link->last_heard_ns = now_ns;
-    timer_set(link->context, &link->heartbeat_source, link->config.heartbeat_ms, on_heartbeat_due,
-              link);
-    send_heartbeat(link, now_ns);
     link->handlers->up(link, &link->peer, link->user_data);
 }
 
@@ -421,11 +303,9 @@ link_drop(PeerLink *link)
 {
     link->state = LINK_IDLE;
     link->session = 0;
-    link->last_sent_ns = link->confirmed_ns = link->peer_sent_ns = 0;
     source_clear(&link->setup_deadline);
     source_clear(&link->retry_source);
-    source_clear(&link->heartbeat_source);
-    source_clear(&link->silence_source);
+    g_clear_pointer(&link->heartbeat, peer_heartbeat_free);
     close_streams(link);
     for (int kind = 0; kind < PEER_N_CHANNELS; kind++)
         g_clear_pointer(&link->bound[kind], peer_greeting_abandon);
@@ -519,8 +399,8 @@ begin_session(PeerLink *link, const PeerHello *theirs)
     link->state = LINK_SETTING_UP;
     link->session = random_id();
     link->peer_boot_id = theirs->info.boot_id;
-    timer_set(link->context, &link->setup_deadline, link->config.connect_timeout_ms,
-              on_setup_deadline, link);
+    source_set_timeout(&link->setup_deadline, link->context, link->config.connect_timeout_ms,
+                       on_setup_deadline, link);
     return true;
 }
 
@@ -698,7 +578,7 @@ peer_link_new(const PeerLinkConfig *config, const PeerLinkHandlers *handlers, gp
         return NULL;
     }
     if (link->connects)
-        timer_set(link->context, &link->retry_source, 0, on_retry, link);
+        source_set_timeout(&link->retry_source, link->context, 0, on_retry, link);
     return link;
 }
 
@@ -761,5 +641,5 @@ peer_link_fail(PeerLink *link, const GError *reason)
 int64_t
 peer_link_confirmed_ns(const PeerLink *link)
 {
-    return link->confirmed_ns;
+    return link->heartbeat ? peer_heartbeat_confirmed_ns(link->heartbeat) : 0;
 }

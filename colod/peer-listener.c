@@ -52,10 +52,8 @@ on_pause_over(gpointer user_data)
 static void
 listen_pause(PeerListener *listener)
 {
-    source_clear(&listener->source);
-    listener->source = g_timeout_source_new(ACCEPT_PAUSE_MS);
-    g_source_set_callback(listener->source, on_pause_over, listener, NULL);
-    g_source_attach(listener->source, listener->context);
+    source_set_timeout(&listener->source, listener->context, ACCEPT_PAUSE_MS, on_pause_over,
+                       listener);
 }
 
 static gboolean

@@ -469,6 +469,33 @@ peer_tls_check(GTlsConnection *connection, const char *peer_host, GError **error
     return TRUE;
 }
 
+/* "DAY TIME UTC", or NULL: the certificate has no such date. */
+static char *
+date_text(GDateTime *date)
+{
+    g_autoptr(GDateTime) utc = date ? g_date_time_to_utc(date) : NULL;
+
+    return utc ? g_date_time_format(utc, "%Y-%m-%d %H:%M:%S UTC") : NULL;
+}
+
+/* The dates of @certificate, if it is out of its time by this host's clock. */
+static char *
+time_flaw(GTlsCertificate *certificate)
+{
+    g_autoptr(GDateTime) now = g_date_time_new_now_utc();
+    g_autoptr(GDateTime) first = g_tls_certificate_get_not_valid_before(certificate);
+    g_autoptr(GDateTime) last = g_tls_certificate_get_not_valid_after(certificate);
+    g_autofree char *first_text = date_text(first);
+    g_autofree char *last_text = date_text(last);
+
+    if (first_text && g_date_time_compare(now, first) < 0)
+        return g_strdup_printf("not valid before %s by this host's clock; check the clocks",
+                               first_text);
+    if (last_text && g_date_time_compare(now, last) > 0)
+        return g_strdup_printf("expired since %s by this host's clock", last_text);
+    return NULL;
+}
+
 GError *
 peer_tls_explain(GTlsConnection *connection, GError *error)
 {
@@ -484,17 +511,21 @@ peer_tls_explain(GTlsConnection *connection, GError *error)
         {G_TLS_CERTIFICATE_INSECURE, "of an insecure algorithm"},
         {G_TLS_CERTIFICATE_GENERIC_ERROR, "not valid"},
     };
+    const GTlsCertificateFlags out_of_time =
+        G_TLS_CERTIFICATE_NOT_ACTIVATED | G_TLS_CERTIFICATE_EXPIRED;
     GTlsCertificateFlags errors = g_tls_connection_get_peer_certificate_errors(connection);
+    GTlsCertificate *certificate = g_tls_connection_get_peer_certificate(connection);
+    g_autofree char *dates = errors & out_of_time && certificate ? time_flaw(certificate) : NULL;
     g_autoptr(GString) text = g_string_new(NULL);
 
     for (size_t i = 0; i < G_N_ELEMENTS(flaws); i++)
         if (errors & flaws[i].flag)
             g_string_append_printf(text, "%s%s", text->len ? ", " : "peer's certificate is ",
-                                   flaws[i].text);
+                                   dates && flaws[i].flag & out_of_time ? dates : flaws[i].text);
     if (text->len || g_error_matches(error, G_TLS_ERROR, G_TLS_ERROR_BAD_CERTIFICATE) ||
         g_error_matches(error, G_TLS_ERROR, G_TLS_ERROR_CERTIFICATE_REQUIRED)) {
         error->domain = PEER_ERROR;
-        error->code = PEER_ERROR_IDENTITY;
+        error->code = dates && !(errors & ~out_of_time) ? PEER_ERROR_DATES : PEER_ERROR_IDENTITY;
     }
     if (text->len)
         g_prefix_error(&error, "%s: ", text->str);

@@ -50,7 +50,11 @@ GTlsConnection *peer_tls_wrap(PeerTls *tls, GIOStream *tcp, gboolean is_server,
  */
 gboolean peer_tls_check(GTlsConnection *connection, const char *peer_host, GError **error);
 
-/** Turns a handshake's @error (taken) into one that says what is wrong with which certificate. */
+/**
+ * Turns a handshake's @error (taken) into one that says what is wrong with which certificate:
+ * PEER_ERROR_DATES if it is out of its time and nothing else, else PEER_ERROR_IDENTITY; errors that
+ * are none of a certificate keep their code.
+ */
 GError *peer_tls_explain(GTlsConnection *connection, GError *error);
 
 /* Purposes of RFC 5280, 4.2.1.12. */

@@ -92,6 +92,7 @@ typedef enum PeerError {
     PEER_ERROR_VERSION,  /* the other side speaks another wire version */
     PEER_ERROR_REFUSED,  /* the other side refused our hello; its reason is in the message */
     PEER_ERROR_IDENTITY, /* certificate, VM name or UUID, host name do not fit */
+    PEER_ERROR_DATES,    /* certificate is good but for its dates, by this host's clock */
     PEER_ERROR_TIMEOUT,  /* connect, handshake or hello took too long */
     PEER_ERROR_CLOSED,   /* end of file or reset */
     PEER_ERROR_OVERFLOW, /* the bounded output queue is full */

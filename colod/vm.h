@@ -55,12 +55,15 @@ typedef void (*VmDoneFunc)(Vm *vm, const GError *error, gpointer user_data);
  * duplicated.
  * @more: further arguments (of disks), char *; NULL: none.
  * @incoming: with `-incoming defer`; else stopped (`-S`) until vm_run().
+ * Errors: as process_spawn(). That QEMU ends at once is told by `dead`.
  */
 Vm *vm_start(const Config *config, const char *run_dir, const VmTapFds *guest_fds,
              const GPtrArray *more, gboolean incoming, const VmHandlers *handlers,
              gpointer user_data, GError **error);
 
-/** Watches a QEMU that outlived the colod that started it and connects to its QMP socket. */
+/** Watches a QEMU that outlived the colod that started it and connects to its QMP socket.
+ * @pid, @start_ticks: as noted when it was started (vm_pid(), vm_start_ticks()). Errors: as
+ * process_adopt(). */
 Vm *vm_adopt(const Config *config, const char *run_dir, gint64 pid, guint64 start_ticks,
              const VmHandlers *handlers, gpointer user_data, GError **error);
 
@@ -71,6 +74,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Vm, vm_free)
 /** For the disks' nodes; borrowed, NULL before ready. */
 QmpClient *vm_qmp(Vm *vm);
 gint64 vm_pid(const Vm *vm);
+/** When the process was started, in clock ticks since boot: with the pid, which process it is. */
 guint64 vm_start_ticks(const Vm *vm);
 /** The number that a queue of @nic's tap has inside QEMU. */
 int vm_tap_fd_number(unsigned nic, unsigned queue);

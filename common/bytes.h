@@ -37,6 +37,7 @@ view_take(View *v, size_t len, const uint8_t **ret_bytes)
     return true;
 }
 
+/** As view_take(), for bytes that nobody wants. */
 static inline bool
 view_skip(View *v, size_t len)
 {
@@ -44,6 +45,8 @@ view_skip(View *v, size_t len)
 
     return view_take(v, len, &ignored);
 }
+
+/* Of memory that is known to be there; for input use the getters below. */
 
 static inline uint16_t
 be16_load(const uint8_t p[static 2])
@@ -83,6 +86,8 @@ be64_store(uint8_t p[static 8], uint64_t value)
     be32_store(p, (uint32_t)(value >> 32));
     be32_store(p + 4, (uint32_t)value);
 }
+
+/* Each takes one number from the front of the view. False: too few bytes are left. */
 
 static inline bool
 view_get_u8(View *v, uint8_t *ret_value)

@@ -36,6 +36,7 @@ void process_free(Process *process);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Process, process_free)
 
 gint64 process_pid(const Process *process);
+/** In clock ticks since boot. */
 guint64 process_start_ticks(const Process *process);
 /** SIGKILL by pidfd; `dead` follows. */
 void process_kill(Process *process);

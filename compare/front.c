@@ -40,16 +40,15 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "clock.h"
 #include "fd.h"
 #include "framing.h"
 #include "keyed-hash.h"
+#include "notify.h"
 #include "outqueue.h"
 #include "port.h"
 #include "shard.h"
@@ -62,7 +61,6 @@
 enum {
     INPUT_BUFFER_BYTES = 512 * 1024,
     NOTIFY_BUFFER_BYTES = 4096,
-    NOTIFY_MAX_TEXT = 256,
     BATCH_FRAMES = 64,
     OUT_LIMIT_BYTES = 4 * 1024 * 1024,
     BACKLOG_LIMIT_BYTES = 2 * 1024 * 1024, /* of one shard */
@@ -430,18 +428,13 @@ write_out(Front *f)
 
 /* --- notify --- */
 
+/* A peer that does not even take these few bytes is as good as gone. */
 static void
-notify_send(Front *f, const char *text)
+tell(Front *f, const char *text)
 {
-    uint8_t message[FRAMING_HEADER_MAX + NOTIFY_MAX_TEXT];
-    size_t len = strlen(text);
-    size_t header = framing_put_header(message, false, (uint32_t)len, 0);
     Port *p = f->ports[PORT_NOTIFY];
 
-    memcpy(message + header, text, len + 1); /* the zero is not sent */
-    /* A few bytes: a peer that does not even take these is as good as gone. */
-    if (send(port_fd(p), message, header + len, MSG_NOSIGNAL | MSG_DONTWAIT) !=
-        (ssize_t)(header + len))
+    if (notify_send(port_fd(p), text) < 0)
         port_drop(p);
     else
         f->n_notified++;
@@ -463,7 +456,7 @@ notify_if_wanted(Front *f, int64_t now_ns)
         port_fd(f->ports[PORT_NOTIFY]) < 0)
         return;
     f->notify_next_ns = now_ns + NOTIFY_AGAIN_NS;
-    notify_send(f, "DO_CHECKPOINT");
+    tell(f, NOTIFY_TEXT_DO_CHECKPOINT);
 }
 
 static void
@@ -489,35 +482,20 @@ checkpoint(Front *f, int64_t now_ns)
         f->divergences_seen += shard_divergences(f->shards[i]);
 }
 
-static bool
-text_is(const FramingPacket *packet, const char *text)
-{
-    size_t len = strlen(text);
-
-    /* Senders differ in whether the terminating zero is part of it. */
-    return (packet->len == len || (packet->len == len + 1 && !packet->bytes[len])) &&
-           memcmp(packet->bytes, text, len) == 0;
-}
-
-/* QEMU expects the second length here too if it uses vnet headers; others do not send it. Text does
- * not begin with a zero byte, a length does. */
-static int64_t
-notify_next(const Front *f, const uint8_t *data, size_t len, FramingPacket *ret_packet)
-{
-    bool vnet_hdr = f->config.vnet_hdr && len > 4 && data[4] == 0;
-
-    return framing_next(data, len, vnet_hdr, ret_packet);
-}
-
 static void
 obey(Front *f, const FramingPacket *packet, int64_t now_ns)
 {
-    if (text_is(packet, "COLO_USERSPACE_PROXY_INIT"))
-        notify_send(f, "COLO_COMPARE_GET_XEN_INIT");
-    else if (text_is(packet, "COLO_CHECKPOINT"))
+    switch (notify_kind(packet)) {
+    case NOTIFY_INIT:
+        tell(f, NOTIFY_TEXT_INITIALISED);
+        return;
+    case NOTIFY_CHECKPOINT:
         checkpoint(f, now_ns);
-    else
+        return;
+    case NOTIFY_UNKNOWN:
         g_printerr("colo-compare: notify: unknown instruction of %u bytes ignored\n", packet->len);
+        return;
+    }
 }
 
 /* Serves the messages in the buffer. False: the stream is broken. */
@@ -532,7 +510,7 @@ serve_notify(Front *f, int64_t now_ns)
         size_t len;
         const uint8_t *data = port_data(p, &len);
 
-        n = notify_next(f, data, len, &packet);
+        n = notify_next(data, len, f->config.vnet_hdr, &packet);
         if (n <= 0)
             break;
         port_consume(p, (size_t)n);

@@ -37,15 +37,13 @@ enum {
     HELD_IN_INDEX = 1 << 4,
     HELD_IN_RST = 1 << 5, /* the secondary's RSTs, linked by LINK_CHAIN */
     HELD_IN_BACKLOG = 1 << 6,
-    HELD_MATCHED = 1 << 7,
-    HELD_CSUM_PARTIAL = 1 << 8,
-    HELD_TIMED_OUT = 1 << 9,
-    HELD_LOWERED = 1 << 10,  /* its ack was lowered for release */
-    HELD_WHOLE = 1 << 11,    /* compare the payload; otherwise its length only */
-    HELD_CUT = 1 << 12,      /* its payload below `cut` has left */
-    HELD_PURE_ACK = 1 << 13, /* TCP with an ack and no data, SYN, FIN or RST */
-    HELD_DIGEST = 1 << 14,   /* digests are in place of its payload, each of `cut` bytes */
-    HELD_WANTED = 1 << 15,   /* the same, and the whole segment was asked for */
+    HELD_CSUM_PARTIAL = 1 << 7,
+    HELD_LOWERED = 1 << 8,   /* its ack was lowered for release */
+    HELD_WHOLE = 1 << 9,     /* compare the payload; otherwise its length only */
+    HELD_CUT = 1 << 10,      /* its payload below `cut` has left */
+    HELD_PURE_ACK = 1 << 11, /* TCP with an ack and no data, SYN, FIN or RST */
+    HELD_DIGEST = 1 << 12,   /* digests are in place of its payload, each of `cut` bytes */
+    HELD_WANTED = 1 << 13,   /* the same, and the whole segment was asked for */
 };
 
 struct Held {

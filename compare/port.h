@@ -14,11 +14,14 @@ typedef struct Port Port;
  * much is read ahead. Error: names the address and what is wrong.
  */
 Port *port_new(const char *name, const char *address, size_t buffer_bytes, GError **error);
+/** Drops the peer and stops listening; a UNIX socket's file is removed. NULL is fine. */
 void port_free(Port *port);
 
+/** To be polled: a peer waits for port_accept(). */
 int port_listen_fd(const Port *port);
 /** -1: no peer. */
 int port_fd(const Port *port);
+/** As given to port_new(), for messages. */
 const char *port_name(const Port *port);
 
 /** A peer waits: takes it, dropping one that is there. Return: true if there is a new peer. */
@@ -33,6 +36,7 @@ int64_t port_read(Port *port);
 int64_t port_read_on(Port *port);
 /** Room for port_read_on(). */
 size_t port_room(const Port *port);
-/** What was read and not consumed. */
+/** What was read and not consumed; good until the next port_read(). */
 const uint8_t *port_data(const Port *port, size_t *ret_len);
+/** @len: at most what port_data() gave. */
 void port_consume(Port *port, size_t len);

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Right for numbers that are less than 2^31 apart, as all of one window are. */
+
 static inline bool
 seq_lt(uint32_t a, uint32_t b)
 {

@@ -83,12 +83,6 @@ tsecr_of(const RewriterSegment *s)
     return s->has_ts ? s->tsecr : 0;
 }
 
-bool
-rewriter_segment_opens(const RewriterSegment *s)
-{
-    return (s->tcp_flags & FRAME_TCP_SYN) && !(s->tcp_flags & FRAME_TCP_RST);
-}
-
 /* --- timestamps --- */
 
 static void

@@ -99,9 +99,6 @@ enum {
  */
 unsigned rewriter_conn_step(RewriterConn *conn, const RewriterSegment *segment, bool alone);
 
-/** True if a segment like this makes an unknown connection worth knowing: SYNs, either way. */
-bool rewriter_segment_opens(const RewriterSegment *segment);
-
 /** What of a connection another rewriter is to know. False: nothing; it passes as it is. */
 bool rewriter_conn_export(const RewriterConn *conn, RewriterConn *ret_conn);
 /** Whether rewriter_conn_export() can have said this. */

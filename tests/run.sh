@@ -118,7 +118,8 @@ stage_asan()
 build_tsan()
 {
     cmake --preset tsan &&
-        cmake --build --preset tsan -j "$jobs" --target test-proxy test-proxy-queues test-proxy-parts test-hold-queue test-arbiter \
+        cmake --build --preset tsan -j "$jobs" --target test-proxy test-proxy-life test-proxy-queues test-proxy-stream \
+            test-proxy-parts test-hold-queue test-arbiter \
             test-front test-range-lock test-layers test-crash test-target test-disk-control test-target-plugin test-forward \
             test-lockstep test-lockstep-bounds test-lockstep-digests test-lockstep-life test-lockstep-loss test-lockstep-tcp \
             test-frames-stream

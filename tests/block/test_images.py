@@ -41,6 +41,17 @@ def make_target_on(make_target, export, **options):
     return target.start()
 
 
+@pytest.fixture
+def mirror_on(make_target, make_export):
+    """A target that mirrors into a new export: both, and connections of PVM's forwarder and of SVM."""
+    def make(cls):
+        export = make_export(cls)
+        target = make_target_on(make_target, export)
+        target.mirror()
+        return export, target, target.connect("target"), target.connect("active")
+    return make
+
+
 def content(export, qemu_tool):
     """Of the image, by qemu-img; the export's server has ended."""
     export.kill()
@@ -175,12 +186,9 @@ def test_unfit_exports(make_target, make_export, make_host, tmp_path):  # pylint
         host.tool.call("start primary 1 first")
 
 
-def test_server_is_lost(make_target, make_export):
+def test_server_is_lost(mirror_on):
     """What qemu-storage-daemon had not flushed is gone with it: the mirror stops, though a new one is there at once."""
-    export = make_export(Qcow2)
-    target = make_target_on(make_target, export)
-    target.mirror()
-    primary = target.connect("target")
+    export, target, primary, _ = mirror_on(Qcow2)
     primary.pwrite(b"x" * 4096, 0)
     export.kill()
     export.start()
@@ -193,12 +201,9 @@ def test_server_is_lost(make_target, make_export):
 # --- The disk fails (docs/block.md, "Errors") ---
 
 
-def test_hidden_copy(make_target, make_export):
+def test_hidden_copy(mirror_on):
     """The old block cannot be read: nothing of the write is applied, the mirror stops, SVM's view is whole."""
-    export = make_export(Failing)
-    target = make_target_on(make_target, export)
-    target.mirror()
-    primary, svm = target.connect("target"), target.connect("active")
+    export, target, primary, svm = mirror_on(Failing)
     primary.pwrite(b"1" * 4096, 0)
     svm.pwrite(b"mine", 8192)
     with export.failing("pread"):
@@ -215,11 +220,9 @@ def test_hidden_copy(make_target, make_export):
         assert image.read(8196) == bytes(8192) + b"mine"
 
 
-def test_secondary_disk(make_target, make_export):
-    export = make_export(Failing)
-    target = make_target_on(make_target, export)
-    target.mirror()
-    primary, svm = target.connect("target"), target.connect("active")
+def test_secondary_disk(mirror_on):
+    """The disk refuses a mirrored write: the primary is told, and SVM goes on with what it sees."""
+    export, target, primary, svm = mirror_on(Failing)
     with export.failing("pwrite", "zero"):
         svm.pwrite(b"mine", 0)  # goes to the overlay
         assert errno_of(primary.pwrite, b"x" * 4096, 4096) == errno.EIO
@@ -228,12 +231,9 @@ def test_secondary_disk(make_target, make_export):
     assert bytes(svm.pread(8192, 0)) == b"mine" + bytes(8188)
 
 
-def test_active_disk(make_target, make_export):
+def test_active_disk(mirror_on):
     """SVM is told; the mirror goes on, and what SVM has of its own can be read."""
-    export = make_export(Failing)
-    target = make_target_on(make_target, export)
-    target.mirror()
-    primary, svm = target.connect("target"), target.connect("active")
+    export, target, primary, svm = mirror_on(Failing)
     primary.pwrite(b"P" * 4096, MIB)
     svm.pwrite(b"S" * 4096, 0)
     with export.failing("pread"):
@@ -246,12 +246,9 @@ def test_active_disk(make_target, make_export):
     assert bytes(svm.pread(4096, MIB)) == b"Q" * 4096
 
 
-def test_emptying(make_target, make_export):
+def test_emptying(mirror_on):
     """A read of SVM's hangs in the disk: the checkpoint gives up at its deadline, by name, and has emptied nothing."""
-    export = make_export(Failing)
-    target = make_target_on(make_target, export)
-    target.mirror()
-    svm = target.connect("active")
+    export, target, _, svm = mirror_on(Failing)
     svm.pwrite(b"S" * 4096, 0)
     with export.hanging():
         reader = threading.Thread(target=svm.pread, args=(4096, MIB))
@@ -266,12 +263,9 @@ def test_emptying(make_target, make_export):
     assert bytes(svm.pread(4096, 0)) == bytes(4096)
 
 
-def test_failover_commit(make_target, make_export):
+def test_failover_commit(mirror_on):
     """The disk takes no writes when the overlays are copied into it: SVM goes on, the commit is given again."""
-    export = make_export(Failing)
-    target = make_target_on(make_target, export)
-    target.mirror()
-    svm = target.connect("active")
+    export, target, _, svm = mirror_on(Failing)
     svm.pwrite(b"S" * 100000, 0)
     with export.failing("pwrite"):
         with pytest.raises(Refused, match="failover-commit"):
@@ -305,12 +299,9 @@ def test_primary_disk(make_target, make_forwarder, make_export, tmp_path):
         assert disk.read(MIB + 1) == b"x" * MIB + b"\0"
 
 
-def test_reads_are_parallel(make_target, make_export):
+def test_reads_are_parallel(mirror_on):
     """A read that hangs does not hold up others: the server says that connections may share."""
-    export = make_export(Failing)
-    target = make_target_on(make_target, export)
-    target.mirror()
-    svm = target.connect("active")
+    export, target, _, svm = mirror_on(Failing)
     svm.pwrite(b"S" * 4096, 0)
     with export.hanging():
         cookies = [svm.aio_pread(nbd.Buffer(4096), MIB + i * 4096) for i in range(4)]

@@ -18,7 +18,6 @@ from test_disk import writing
 
 FAILING = pytest.mark.lab(disk_mib=64, disks=2, exports={"a1": "qcow2", "b1": "failing"}, mode="lockstep")
 TOLD_S = 5  # from the request that fails to `Not protected`: an error shows at once, silence after message-timeout-ms
-VDB_BLOCKS = (64 << 20) // 4096
 
 
 @pytest.fixture
@@ -108,6 +107,20 @@ def undisturbed(pair):
     wait_images_equal(pair.lab, "a")
 
 
+def check_fault(pair, fault, action, reason, told=None):
+    """What the guest does while the export has this fault ends protection, for this reason by name, and disturbs nothing else.
+
+    told: what b then says of it among its events, if anything.
+    """
+    with undisturbed(pair) as mark:
+        with fault:
+            reasons = Reasons(pair, "a")
+            action()
+            reasons.wait(reason)
+        if told:
+            pair.assert_told("b", mark, told)
+
+
 @FAILING
 def test_other_formats(pair, failing):
     """To a disk of another format and back: what was written on either host is in both."""
@@ -129,23 +142,15 @@ def test_other_formats(pair, failing):
 @FAILING
 def test_hidden_copy(pair, failing):
     """The old block of a mirrored write cannot be read."""
-    with undisturbed(pair) as mark:
-        with failing.failing("pread"):
-            reasons = Reasons(pair, "a")
-            write_block(pair, 1000)
-            reasons.wait("disk disk1: .*Input/output error")
-        pair.assert_told("b", mark, "disk: hidden-copy: disk1: hidden-copy")
+    check_fault(pair, failing.failing("pread"), lambda: write_block(pair, 1000),
+                "disk disk1: .*Input/output error", "disk: hidden-copy: disk1: hidden-copy")
 
 
 @FAILING
 def test_secondary_disk(pair, failing):
     """A mirrored write fails in the disk itself."""
-    with undisturbed(pair) as mark:
-        with failing.failing("pwrite", "zero", "trim"):
-            reasons = Reasons(pair, "a")
-            write_block(pair, 2000)
-            reasons.wait("disk disk1: secondary-disk: ")
-        pair.assert_told("b", mark, "disk: secondary-disk: disk1: secondary-disk")
+    check_fault(pair, failing.failing("pwrite", "zero", "trim"), lambda: write_block(pair, 2000),
+                "disk disk1: secondary-disk: ", "disk: secondary-disk: disk1: secondary-disk")
 
 
 @FAILING
@@ -182,22 +187,14 @@ def test_active_disk_hangs(pair, failing):
 @FAILING
 def test_emptying(pair, failing):
     """A read for `colo verify` hangs in the disk, and the checkpoint that has to empty the overlays does not get its turn."""
-    with undisturbed(pair) as mark:
-        with failing.hanging():
-            reasons = Reasons(pair, "a")
-            pair.lab.host("a").call("verify")
-            reasons.wait("disk disk1: emptying: .*, on host b")
-        pair.assert_told("b", mark, "disk1: emptying: requests under way did not end in time")
+    check_fault(pair, failing.hanging(), lambda: pair.lab.host("a").call("verify"),
+                "disk disk1: emptying: .*, on host b", "disk1: emptying: requests under way did not end in time")
 
 
 @FAILING
 def test_mirrored_write_hangs(pair, failing):
     """It is not answered in time: `forwarding`, as if the link did not answer."""
-    with undisturbed(pair) as mark:
-        with failing.hanging():
-            reasons = Reasons(pair, "a")
-            write_block(pair, 5000)
-            reasons.wait("disk disk1: forwarding: .*in time")
+    check_fault(pair, failing.hanging(), lambda: write_block(pair, 5000), "disk disk1: forwarding: .*in time")
 
 
 @FAILING

@@ -41,6 +41,11 @@ class Bench:
     def wait(self, column, number=1):
         wait_until(lambda: self.line[column] >= number, FLOW_S, lambda: f"{column} {number}: {self.line}")
 
+    def lie_until(self, name, column):
+        """It is found out: counted in this column."""
+        self.lie(name)
+        self.wait(column)
+
     def only(self, *columns):
         """Nothing else is counted as a fault."""
         for column in ("lost", "duplicated", "wrong", "resets"):
@@ -100,8 +105,7 @@ def test_honest_guest(bench, name):
 def test_reset(bench, name):
     """It is counted, told once, and what comes after it goes on and is judged."""
     one = bench(name)
-    one.lie("cut" if name == "http" else "close")
-    one.wait("resets")
+    one.lie_until("cut" if name == "http" else "close", "resets")
     told = one.oracles.check()
     assert told and all(text.startswith(f"{name}: ") for text in told)
     one.oracles.wait_flow(FLOW_S)
@@ -139,8 +143,7 @@ def test_survivor_is_asked(bench, name):
 def test_answer_lost_with_the_connection(bench, name):
     """It was done, and the client cannot know: that is no fault, and it goes on from there."""
     one = bench(name)
-    one.lie("done")
-    one.wait("resets")
+    one.lie_until("done", "resets")
     one.oracles.wait_flow(FLOW_S)
     assert one.oracles.after_failover() != []  # the reset
     assert one.oracles.after_failover() == []
@@ -150,8 +153,7 @@ def test_answer_lost_with_the_connection(bench, name):
 @pytest.mark.parametrize("name", ["kv", "records"])
 def test_done_twice(bench, name):
     one = bench(name)
-    one.lie("double")
-    one.wait("duplicated")
+    one.lie_until("double", "duplicated")
     one.only("duplicated")
 
 
@@ -172,22 +174,12 @@ def test_survivor_that_does_not_answer(bench):
 
 # Streams
 
-@pytest.mark.parametrize("lie, column", [("lose", "lost"), ("double", "duplicated"), ("corrupt", "wrong"),
-                                         ("more", "wrong")])
-def test_echo(bench, lie, column):
-    one = bench("echo")
-    one.lie(lie)
-    one.wait(column)
-    one.oracles.wait_flow(FLOW_S)
-    one.only(column)
-
-
-@pytest.mark.parametrize("lie, column", [("old", "duplicated"), ("corrupt", "wrong"), ("sum", "wrong"),
-                                         ("missing", "wrong")])
-def test_http(bench, lie, column):
-    one = bench("http")
-    one.lie(lie)
-    one.wait(column)
+@pytest.mark.parametrize("name, lie, column", [
+    ("echo", "lose", "lost"), ("echo", "double", "duplicated"), ("echo", "corrupt", "wrong"), ("echo", "more", "wrong"),
+    ("http", "old", "duplicated"), ("http", "corrupt", "wrong"), ("http", "sum", "wrong"), ("http", "missing", "wrong")])
+def test_streams(bench, name, lie, column):
+    one = bench(name)
+    one.lie_until(lie, column)
     one.oracles.wait_flow(FLOW_S)
     one.only(column)
 
@@ -199,8 +191,7 @@ def test_http(bench, lie, column):
 def test_datagrams(bench, lie, column, monkeypatch):
     monkeypatch.setattr(datagrams, "LOST_S", 0.05)
     one = bench("udp")
-    one.lie(lie)
-    one.wait(column)
+    one.lie_until(lie, column)
     assert bool(one.oracles.check()) == (column == "wrong"), "datagrams may be lost and may come twice"
 
 
@@ -227,8 +218,7 @@ def test_datagrams_that_the_survivor_never_got(bench):
 @pytest.mark.parametrize("lie", ["refuse", "rubbish"])
 def test_kv_answers_something_else(bench, lie):
     one = bench("kv")
-    one.lie(lie)
-    one.wait("wrong")
+    one.lie_until(lie, "wrong")
     one.only("wrong")
 
 
@@ -240,15 +230,13 @@ def test_kv_is_logged_to_the_disk(bench):
 
 def test_records_acknowledged_and_not_kept(bench):
     one = bench("records")
-    one.lie("forget")
-    one.wait("lost")
+    one.lie_until("forget", "lost")
     one.only("lost")
 
 
 def test_records_refused(bench):
     one = bench("records")
-    one.lie("refuse")
-    one.wait("wrong")
+    one.lie_until("refuse", "wrong")
 
 
 @pytest.mark.parametrize("lie, text", [("frozen", "not written any more"), ("short", "pages 1023")])

@@ -10,7 +10,6 @@ from .steps import CHECKPOINT_STEPS
 PROTECTED, STRUCK, EITHER, STALLED = "protected", "struck", "either", "stalled"
 HARMLESS_QMP = ("query-status", "query-migrate", "query-colo-status", "query-blockstats")
 HARMLESS_COMMANDS = ("checkpoint", "status", "events")
-SHORT_S = 0.3  # shorter than the heartbeat limit: nobody acts on it
 
 
 class Illegal(Exception):

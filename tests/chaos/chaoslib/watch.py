@@ -14,7 +14,7 @@ from lablib.topology import HOSTS
 from lablib.util import LabError
 
 PERIOD_S = 0.05
-PATIENCE_S = 0.5  # a colod that says nothing for so long stands still
+PATIENCE_S = 0.5  # for an answer of colod's
 KEPT = ("state", "role", "protected", "reason", "generation")
 
 
@@ -41,7 +41,6 @@ class HostWatch(threading.Thread):
         self.events = []  # of all colods that ran here
         self.checkpoints = []  # (when, cause)
         self.owned = []  # (generation, when first seen): this host was its primary by its state file
-        self.last_ok = 0.0
         self.status = None
         self.control = None
         self.known = set()
@@ -58,7 +57,6 @@ class HostWatch(threading.Thread):
         now = time.monotonic()
         self.status = status
         if status:
-            self.last_ok = now
             self._note_checkpoints(now, status)
         sample = Sample(now, self._values(status), self._saved(now))
         if not self.samples or not sample == self.samples[-1]:
@@ -182,7 +180,3 @@ class Watch:
 
     def new_witness(self):
         self.lan.witness = Witness()
-
-    def standing_still(self, name):
-        """Its colod says nothing, for whatever reason."""
-        return time.monotonic() - self.hosts[name].last_ok > PATIENCE_S

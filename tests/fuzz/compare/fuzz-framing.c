@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* fuzz-framing.c - QEMU's framing, and the walk over pcapng blocks */
+/* fuzz-framing.c - QEMU's framing, notify messages, and the walk over pcapng blocks */
 #include <glib.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -8,6 +8,7 @@
 
 #include "frame.h"
 #include "framing.h"
+#include "notify.h"
 #include "pcapng.h"
 
 /* abort(), which libFuzzer catches; g_error() raises SIGTRAP, which it does not. */
@@ -19,17 +20,21 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+typedef int64_t (*TakeNext)(const uint8_t *bytes, size_t len, bool vnet_hdr,
+                            FramingPacket *ret_packet);
+
 static void
-walk_packets(const uint8_t *data, size_t size, bool vnet_hdr)
+walk_packets(TakeNext next, const uint8_t *data, size_t size, bool vnet_hdr)
 {
     FramingPacket packet;
     size_t at = 0;
     int64_t n;
 
-    while ((n = framing_next(data + at, size - at, vnet_hdr, &packet)) > 0) {
+    while ((n = next(data + at, size - at, vnet_hdr, &packet)) > 0) {
         if ((size_t)n > size - at || packet.bytes < data + at ||
             packet.bytes + packet.len != data + at + n || packet.vnet_hdr_len > packet.len)
             die("packet out of bounds");
+        (void)notify_kind(&packet);
         at += (size_t)n;
     }
 }
@@ -52,8 +57,9 @@ walk_blocks(const uint8_t *data, size_t size)
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    walk_packets(data, size, false);
-    walk_packets(data, size, true);
+    walk_packets(framing_next, data, size, false);
+    walk_packets(framing_next, data, size, true);
+    walk_packets(notify_next, data, size, true);
     walk_blocks(data, size);
     return 0;
 }

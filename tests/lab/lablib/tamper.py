@@ -26,6 +26,7 @@ ETHERNET_BYTES = 14
 NEEDS_CSUM = 1
 TCP = 6
 FRAME_MAX = 1 << 17
+HEARTBEATS_BYTES = 200  # of four, each a TLS record of some 50 bytes
 
 
 class Segment:
@@ -71,6 +72,16 @@ def open_port(interface):
     sock.bind((interface, ETH_P_ALL))
     sock.setblocking(False)
     return sock
+
+
+def least_of(before, now):
+    """The flow with heartbeats and little else: of those on which both hosts have spoken since, for as long as some heartbeats
+    take, the one with the least. None: there are not two of them yet.
+    """
+    none = dict.fromkeys(HOSTS, 0)
+    more = {flow: [seen[host] - before.get(flow, none)[host] for host in HOSTS] for flow, seen in now.items()}
+    spoken = {flow: sum(counts) for flow, counts in more.items() if min(counts) >= HEARTBEATS_BYTES}
+    return min(spoken, key=spoken.get) if len(spoken) > 1 else None
 
 
 class Tamper(threading.Thread):
@@ -169,16 +180,12 @@ class Tamper(threading.Thread):
         return flows[1 if which == "control" else 0]
 
     def _pick_least(self):
-        """The one with heartbeats and little else, of those on which both hosts speak now."""
-        before = {flow: dict(seen) for flow, seen in list(self.flows.items())}
+        before = self._seen()
+        return wait_until(lambda: least_of(before, self._seen()), 10,
+                          lambda: f"heartbeats on the peer link (seen: {self.flows})")
 
-        def found():
-            more = {flow: [seen[host] - before.get(flow, {}).get(host, 0) for host in HOSTS]
-                    for flow, seen in list(self.flows.items())}
-            more = {flow: sum(counts) for flow, counts in more.items() if all(counts)}
-            return min(more, key=more.get) if len(more) > 1 else None
-        time.sleep(0.5)  # long enough for heartbeats, and for guests' frames
-        return wait_until(found, 10, lambda: f"heartbeats on the peer link (seen: {self.flows})")
+    def _seen(self):
+        return {flow: dict(seen) for flow, seen in list(self.flows.items())}
 
     def strike(self, which, sender, how, enough=1_000_000):
         """Does it to the next segment with data. how: flip or reset. Returns when it is done, in monotonic ns."""

@@ -66,3 +66,10 @@ void rig_fire_timer(Rig *rig, unsigned expected_ms);
         g_autofree char *all_told = rig_take_told(rig);                                            \
         ck_assert_str_eq(all_told, expected);                                                      \
     } while (0)
+
+/* All warnings since the start. */
+#define ASSERT_WARNED(rig, expected)                                                               \
+    do {                                                                                           \
+        g_autofree char *all_warnings = rig_warnings(rig);                                         \
+        ck_assert_str_eq(all_warnings, expected);                                                  \
+    } while (0)

@@ -314,6 +314,46 @@ START_TEST(unit_every_key_is_in_the_man_page)
 }
 END_TEST
 
+/* "memory\\-mib" -> "memory-mib" */
+static char *
+without_roff(const char *text)
+{
+    g_auto(GStrv) parts = g_strsplit(text, "\\", -1);
+
+    return g_strjoinv("", parts);
+}
+
+/* And the other way round: what the page has among a group's keys is a key. */
+START_TEST(unit_man_page_documents_nothing_else)
+{
+    g_autofree char *page = NULL;
+    const char *group = NULL;
+    size_t n = 0;
+
+    ck_assert_msg(g_file_get_contents(MAN_PAGE, &page, NULL, NULL), "%s", MAN_PAGE);
+
+    g_auto(GStrv) lines = g_strsplit(page, "\n", -1);
+
+    for (char **line = lines; *line; line++) {
+        if (g_str_has_prefix(*line, ".SH")) {
+            group = NULL;
+            for (size_t i = 0; i < config_n_keys && !group; i++) {
+                g_autofree char *title = g_strdup_printf(".SH [%s", config_keys[i].group);
+
+                if (g_str_has_prefix(*line, title))
+                    group = config_keys[i].group;
+            }
+        } else if (group && g_str_equal(*line, ".TP") && g_str_has_prefix(line[1], ".B ")) {
+            g_autofree char *name = without_roff(line[1] + 3);
+
+            ck_assert_msg(config_key_find(group, name) != NULL, "[%s] %s is no key", group, name);
+            n++;
+        }
+    }
+    ck_assert_uint_eq(n, config_n_keys);
+}
+END_TEST
+
 START_TEST(err_file_missing_too_large_or_a_folder)
 {
     g_autoptr(GError) error = NULL;
@@ -625,8 +665,8 @@ CHECK_MAIN("config", unit_error_domain_has_a_name, unit_defaults, unit_values,
            unit_interval_by_mode, unit_disks, unit_extra_args_and_kernel,
            unit_default_tap_keeps_the_number_when_cut, unit_sample_loads_and_names_every_key,
            unit_every_key_has_a_default_that_is_valid, unit_every_key_is_in_the_man_page,
-           err_file_missing_too_large_or_a_folder, err_vm_name, err_not_a_key_file,
-           err_unknown_names_suggest_the_nearest, err_missing, err_numbers_out_of_range,
-           err_malformed_values, err_keys_that_do_not_go_together,
+           unit_man_page_documents_nothing_else, err_file_missing_too_large_or_a_folder,
+           err_vm_name, err_not_a_key_file, err_unknown_names_suggest_the_nearest, err_missing,
+           err_numbers_out_of_range, err_malformed_values, err_keys_that_do_not_go_together,
            err_disks_that_do_not_go_together, sec_bytes_that_would_reach_terminal_or_log,
            unit_digest_covers_what_the_guest_sees)

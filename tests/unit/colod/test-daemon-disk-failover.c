@@ -163,15 +163,13 @@ END_TEST
 START_TEST(err_resuming_is_not_held_up)
 {
     g_autoptr(Rig) rig = rig_new(1, PAIR_CLAIM_PRIMARY);
-    g_autofree char *warnings = NULL;
     Daemon *d = &rig->daemon;
 
     daemon_event(d, PAIR_EVENT_CLAIM_GRANTED);
     daemon_disks_vm_left(d);
     rig_end_all(rig, "disk0: metadata: No space left on device");
     ASSERT_TOLD(rig, "claim-granted > resuming leave-colo, vm-running > alone open-output");
-    warnings = rig_warnings(rig);
-    ck_assert_str_eq(warnings, "going on alone: disk0: metadata: No space left on device\n");
+    ASSERT_WARNED(rig, "going on alone: disk0: metadata: No space left on device\n");
 }
 END_TEST
 
@@ -253,7 +251,6 @@ END_TEST
 START_TEST(err_move_is_tried_again)
 {
     g_autoptr(Rig) rig = taken_over(2);
-    g_autofree char *warnings = NULL;
     Daemon *d = &rig->daemon;
 
     fake_disk_committed(rig_disk(rig, 0));
@@ -267,9 +264,8 @@ START_TEST(err_move_is_tried_again)
     ASSERT_ASKED("disk0 move 4, disk1 move 4");
     rig_end_all(rig, NULL);
     ck_assert(daemon_disks_settled(d));
-    warnings = rig_warnings(rig);
-    ck_assert_str_eq(warnings, "moving to the local image: disk0: QEMU: busy\n"
-                               "moving to the local image: disk1: QEMU: busy\n");
+    ASSERT_WARNED(rig, "moving to the local image: disk0: QEMU: busy\n"
+                       "moving to the local image: disk1: QEMU: busy\n");
 }
 END_TEST
 

@@ -8,12 +8,6 @@
 
 #include <string.h>
 
-#define ASSERT_WARNED(rig, expected)                                                               \
-    do {                                                                                           \
-        g_autofree char *warnings = rig_warnings(rig);                                             \
-        ck_assert_str_eq(warnings, expected);                                                      \
-    } while (0)
-
 /* ---- start and stop ---- */
 
 START_TEST(unit_start_ends_with_the_last_disk)

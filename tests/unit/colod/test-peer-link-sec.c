@@ -6,16 +6,22 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* The two never come up; beta reports @code with @text. */
+/* The two never come up; @reporter says so, with @code and @text. */
 static void
-expect_never_up(Side *alpha, Side *beta, Side *reporter, const char *text)
+expect_never_up_for(Side *alpha, Side *beta, Side *reporter, PeerError code, const char *text)
 {
     pair_start(alpha, beta);
-    WAIT_UNTIL(alpha, beta, side_errors(reporter, PEER_ERROR_IDENTITY));
+    WAIT_UNTIL(alpha, beta, side_errors(reporter, code));
     ck_assert_msg(strstr(reporter->refused->str, text), "'%s' in '%s'", text,
                   reporter->refused->str);
     ck_assert_uint_eq(alpha->n_up + beta->n_up, 0);
     pair_clear(alpha, beta);
+}
+
+static void
+expect_never_up(Side *alpha, Side *beta, Side *reporter, const char *text)
+{
+    expect_never_up_for(alpha, beta, reporter, PEER_ERROR_IDENTITY, text);
 }
 
 /* Like pair_init(), but one side's files come from elsewhere. */
@@ -58,15 +64,30 @@ START_TEST(sec_peer_link_wrong_ca_of_client)
 }
 END_TEST
 
-START_TEST(sec_peer_link_expired_certificate)
+/* Of a server, then of a client. */
+static void
+expect_out_of_time(const char *authority, const char *text)
 {
     Side alpha, beta;
 
-    /* As a server, then as a client. */
-    pair_init_files(&alpha, &beta, "ca", "expired");
-    expect_never_up(&alpha, &beta, &alpha, "expired");
-    pair_init_files(&alpha, &beta, "expired", "ca");
-    expect_never_up(&alpha, &beta, &beta, "expired");
+    pair_init_files(&alpha, &beta, "ca", authority);
+    expect_never_up_for(&alpha, &beta, &alpha, PEER_ERROR_DATES, text);
+    pair_init_files(&alpha, &beta, authority, "ca");
+    expect_never_up_for(&alpha, &beta, &beta, PEER_ERROR_DATES, text);
+}
+
+START_TEST(sec_peer_link_expired_certificate)
+{
+    expect_out_of_time("expired", "peer's certificate is expired since 2001-01-01 00:00:00 UTC");
+}
+END_TEST
+
+/* As when this host's clock stands before the day on which the certificates were made. */
+START_TEST(sec_peer_link_certificate_of_the_future)
+{
+    expect_out_of_time("future",
+                       "peer's certificate is not valid before 2101-02-03 04:05:06 UTC by "
+                       "this host's clock; check the clocks");
 }
 END_TEST
 
@@ -366,6 +387,7 @@ main(void)
         sec_peer_link_wrong_ca,
         sec_peer_link_wrong_ca_of_client,
         sec_peer_link_expired_certificate,
+        sec_peer_link_certificate_of_the_future,
         sec_peer_link_wrong_host_name,
         sec_peer_link_wrong_host_in_hello,
         sec_peer_link_wrong_key_usage,

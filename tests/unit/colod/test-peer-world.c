@@ -527,17 +527,20 @@ make_pki(void)
     run("for ca in ca other; do '" COLO_PKI "' init $ca/ca;"
         " for host in alpha beta gamma aa; do"
         " '" COLO_PKI "' host $ca/ca $host $ca/$host; done; done");
-    /* The same keys and names, but over since 2001, or for servers only. */
+    /* The same keys and names, but over since 2001, or not begun before 2101, or for servers only.
+     */
     run("touch index.txt; for host in alpha beta; do"
-        " for kind in expired server-only; do"
+        " for kind in expired future server-only; do"
         " mkdir -p $kind/$host; cp ca/$host/* $kind/$host/;"
         " cat >$host.cnf <<END\n"
         "[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\nrand_serial=yes\nnew_certs_dir=.\n"
         "default_md=sha256\npolicy=p\nunique_subject=no\n[p]\ncommonName=supplied\n"
-        "[expired]\nsubjectAltName=DNS:$host\n[server-only]\nsubjectAltName=DNS:$host\n"
+        "[expired]\nsubjectAltName=DNS:$host\n[future]\nsubjectAltName=DNS:$host\n[server-only]"
+        "\nsubjectAltName=DNS:$host\n"
         "extendedKeyUsage=serverAuth\nEND\n"
         "openssl req -new -subj /CN=$host -key ca/$host/$host-key.pem -out $host.csr;"
         "if [ $kind = expired ]; then dates='-startdate 20000101000000Z -enddate 20010101000000Z';"
+        "elif [ $kind = future ]; then dates='-startdate 21010203040506Z -enddate 21020101000000Z';"
         "else dates='-days 100'; fi;"
         "openssl ca -batch -config $host.cnf -extensions $kind -cert ca/ca/ca.pem"
         " -keyfile ca/ca/ca-key.pem -in $host.csr -out $kind/$host/$host.pem -notext $dates;"

@@ -35,7 +35,8 @@ enum { SHORT_TIMEOUT_MS = 1000 };
 
 #define UUID "4ab1d5e2-0c5f-4e0f-9d49-5a2b8d3f7c11"
 
-/* Directory of certificates: AUTHORITY/HOST/ of the authorities ca, other, expired, server-only. */
+/* Directory of certificates: AUTHORITY/HOST/ of the authorities ca, other, expired, future,
+ * server-only. */
 extern char *pki;
 
 /* A loopback address that no other process of the test run uses. */

@@ -401,6 +401,8 @@ def test_unit_man_page_has_every_command_and_option():
     assert len(commands) >= 10 and len(options) >= 8
     for word in commands + options:
         assert re.search(r"^\.(B|BR|BI) (.* )?\"? ?" + word + r"\b", page, re.M), word
+    section = re.search(r"^\.SH COMMANDS$(.*?)^\.SH ", page, re.M | re.S).group(1)
+    assert sorted(re.findall(r"^\.TP\n\.B[RI]? ([a-z-]+)", section, re.M)) == sorted(commands)
 
 
 # --- Servers that are none ---

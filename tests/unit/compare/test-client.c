@@ -50,6 +50,16 @@ rig_closed(const char *name)
     return rig;
 }
 
+/* And so has the client. */
+static Rig *
+rig_closed_by_all(const char *name)
+{
+    Rig *rig = rig_closed(name);
+
+    client_says(rig, ACK | FIN, 500, 1005, NULL);
+    return rig;
+}
+
 static void
 expect_clean(Rig *rig)
 {
@@ -67,9 +77,8 @@ expect_clean(Rig *rig)
 START_TEST(unit_rst_of_one_side_when_both_have_closed)
 {
     for (CompareSide side = P; side <= S; side++) {
-        Rig *rig = rig_closed(__func__);
+        Rig *rig = rig_closed_by_all(__func__);
 
-        client_says(rig, ACK | FIN, 500, 1005, NULL);
         rig_tcp(rig, P, ACK, 1005, 501, NULL);
         rig_tcp(rig, S, ACK, 1005, 501, NULL);
         rig_tcp(rig, side, RST, 1005, 0, NULL);
@@ -83,15 +92,13 @@ END_TEST
  * refuses it; the secondary takes it. */
 START_TEST(unit_rst_against_the_ack_of_the_clients_fin)
 {
-    Rig *rig = rig_closed(__func__);
+    Rig *rig = rig_closed_by_all(__func__);
 
-    client_says(rig, ACK | FIN, 500, 1005, NULL);
     rig_tcp(rig, P, RST, 1005, 0, NULL);
     rig_tcp(rig, S, ACK, 1005, 501, NULL);
     expect_clean(rig);
 
-    rig = rig_closed(__func__);
-    client_says(rig, ACK | FIN, 500, 1005, NULL);
+    rig = rig_closed_by_all(__func__);
     rig_tcp(rig, S, RST, 1005, 0, NULL);
     expect_clean(rig);
 }
@@ -142,6 +149,16 @@ START_TEST(unit_closed_by_a_commit)
 }
 END_TEST
 
+/* The primary's last segment waits until its time is over. */
+static void
+expect_timeout(Rig *rig, const char *why)
+{
+    ck_assert_msg(!rig_all_released_in_order(rig), "%s", why);
+    rig_wait(rig, 300 * MS);
+    ck_assert_msg(rig_last_rule(rig) == COMPARE_RULE_TIMEOUT_PRIMARY, "%s", why);
+    rig_free(rig);
+}
+
 static void
 expect_held(Rig *rig, const char *why)
 {
@@ -149,9 +166,7 @@ expect_held(Rig *rig, const char *why)
 
     rig_tcp(rig, P, RST, 1005, 0, NULL);
     ck_assert_msg(rig->released->len == before, "%s", why);
-    rig_wait(rig, 300 * MS);
-    ck_assert_msg(rig_last_rule(rig) == COMPARE_RULE_TIMEOUT_PRIMARY, "%s", why);
-    rig_free(rig);
+    expect_timeout(rig, why);
 }
 
 /* What is compared as ever. */
@@ -189,9 +204,7 @@ START_TEST(err_rst_with_an_ack_or_another_number)
         client_says(rig, ACK | FIN, 500, 1004, NULL);
         rig_tcp(rig, P, i ? RST : RST | ACK, i ? 1004 : 1005, i ? 0 : 501, NULL);
         ck_assert_uint_eq(rig->released->len, before);
-        rig_wait(rig, 300 * MS);
-        ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_TIMEOUT_PRIMARY);
-        rig_free(rig);
+        expect_timeout(rig, i ? "another number" : "with an ack");
     }
 }
 END_TEST
@@ -199,19 +212,15 @@ END_TEST
 /* The next connection on the same ports is not over because the one before was. */
 START_TEST(err_rst_of_the_next_connection)
 {
-    Rig *rig = rig_closed(__func__);
+    Rig *rig = rig_closed_by_all(__func__);
 
-    client_says(rig, ACK | FIN, 500, 1005, NULL);
     rig_tcp(rig, P, RST, 1005, 0, NULL);
     rig_tcp(rig, P, SYN | ACK, 7000, 501, NULL);
     rig_tcp(rig, S, SYN | ACK, 5, 501, NULL);
     for (CompareSide side = P; side <= S; side++)
         rig_tcp(rig, side, ACK | FIN, 7001, 501, NULL);
     rig_tcp(rig, P, RST, 7002, 0, NULL);
-    ck_assert(!rig_all_released_in_order(rig));
-    rig_wait(rig, 300 * MS);
-    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_TIMEOUT_PRIMARY);
-    rig_free(rig);
+    expect_timeout(rig, "the next connection is open");
 }
 END_TEST
 

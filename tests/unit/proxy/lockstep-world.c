@@ -172,15 +172,6 @@ both_send(Pair *pair, guint32 number, size_t len)
     guest_send(&pair->s, number, len);
 }
 
-ProxyStats
-world_stats(const World *w)
-{
-    ProxyStats stats;
-
-    proxy_get_stats(w->proxy, &stats);
-    return stats;
-}
-
 guint64 pair_wire_sequence;
 
 /* @number as the guest of World would send it. */

@@ -58,7 +58,6 @@ guint32 peer_next_copy(int fd, WireFrame *ret_frame, void (*meanwhile)(gpointer)
 /** A checkpoint without the secondary's part. */
 void world_checkpoint_alone(World *w, guint64 epoch);
 
-ProxyStats world_stats(const World *w);
 /** Runs the main loop until @condition of the proxy's statistics holds. */
 #define WORLD_UNTIL(w, condition)                                                                  \
     do {                                                                                           \

@@ -53,6 +53,10 @@ gint64 guest_recv_at(World *w, unsigned queue);
 /** The next numbered frame, or -1 when none came within @wait_ms. */
 gint64 guest_recv(World *w, int wait_ms);
 gint64 client_recv(World *w, int wait_ms);
+/** Frames of the numbers from @first to @last, of various lengths. */
+void guest_send_range(World *w, guint32 first, guint32 last);
+/** The client gets just those numbers next, in order. */
+void client_expect(World *w, guint32 first, guint32 last);
 
 void world_done(Proxy *proxy, gpointer world);
 void world_refused(Proxy *proxy, gpointer world);
@@ -66,3 +70,6 @@ void world_until(const unsigned *counter, unsigned at_least);
 void world_until_held(World *w, guint64 frames);
 void world_ioctl_name(unsigned long request, const char *name);
 void world_delete_link(const char *name);
+ProxyStats world_stats(const World *w);
+/** Frames to the guest come whole and in order, and wait while ingress is paused. */
+void world_check_ingress(World *w);

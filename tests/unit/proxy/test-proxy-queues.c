@@ -24,15 +24,6 @@ open_world(World *w)
                &(ProxyConfig){.hold_max_bytes = 8 * MIB, .nics[0].queues = QUEUES});
 }
 
-static ProxyStats
-stats_of(World *w)
-{
-    ProxyStats stats;
-
-    proxy_get_stats(w->proxy, &stats);
-    return stats;
-}
-
 static void
 attach_queue(World *w, unsigned queue, bool attach)
 {
@@ -169,12 +160,12 @@ START_TEST(err_full_queue_makes_ingress_wait_without_loss)
 
     int64_t deadline = clock_now_ns() + WORLD_DEADLINE_MS * NS_PER_MS;
 
-    while (stats_of(&w).ingress_frames < RING_FRAMES && clock_now_ns() < deadline)
+    while (world_stats(&w).ingress_frames < RING_FRAMES && clock_now_ns() < deadline)
         g_usleep(1000);
-    ck_assert_uint_lt(stats_of(&w).ingress_frames, total);
+    ck_assert_uint_lt(world_stats(&w).ingress_frames, total);
     for (guint32 i = 0; i < total; i++)
         ck_assert_int_eq(recv_any(&w, &queue), i);
-    ck_assert_uint_eq(stats_of(&w).lost_frames, 0);
+    ck_assert_uint_eq(world_stats(&w).lost_frames, 0);
     world_clear(&w);
 }
 END_TEST
