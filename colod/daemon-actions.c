@@ -350,6 +350,7 @@ start_vm(Daemon *d, gboolean incoming)
         return;
     }
     remember_vm(d);
+    daemon_network_started(d);
 }
 
 void
@@ -446,7 +447,7 @@ daemon_forget_vm(Daemon *d)
     daemon_close_gate(d);
     g_clear_pointer(&d->vm, vm_free);
     d->facts.vm_stuck = FALSE;
-    g_clear_pointer(&d->proxy, proxy_free);
+    daemon_network_forget(d);
     daemon_disks_stop(d);
     if (d->wanted_state.qemu_pid != 0) {
         d->wanted_state.qemu_pid = 0;

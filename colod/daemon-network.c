@@ -142,16 +142,68 @@ fill_proxy_config(const Daemon *d, ProxyConfig *config, char **stream_paths)
     }
 }
 
+static char *
+connections_path(const Daemon *d)
+{
+    return g_build_filename(d->run_dir, "connections", NULL);
+}
+
+static void
+fill_proxy_vm(const Daemon *d, ProxyVm *vm)
+{
+    const HostState *state = &d->wanted_state;
+
+    *vm = (ProxyVm){.pid = (guint64)state->qemu_pid, .start_ticks = state->qemu_start_ticks};
+    static_assert(sizeof(vm->boot_id) == sizeof(state->boot_id), "the same text");
+    g_strlcpy(vm->boot_id, state->boot_id, sizeof(vm->boot_id));
+}
+
+/* Nothing here keeps the VM from going on. */
+static void
+tell_kept(Daemon *d)
+{
+    const ProxyKept *kept = proxy_get_kept(d->proxy);
+
+    if (kept->loaded > 0)
+        event_log_add(d->log, EVENT_INFO, "connections", "%u are translated as by the colod before",
+                      kept->loaded);
+    if (*kept->problem != '\0')
+        event_log_add(d->log, EVENT_WARNING, "connections", "%s", kept->problem);
+}
+
+void
+daemon_network_started(Daemon *d)
+{
+    ProxyVm vm;
+
+    fill_proxy_vm(d, &vm);
+    proxy_set_vm(d->proxy, &vm);
+}
+
+void
+daemon_network_forget(Daemon *d)
+{
+    g_autofree char *path = connections_path(d);
+
+    g_clear_pointer(&d->proxy, proxy_free);
+    proxy_forget_connections(path);
+}
+
 gboolean
 daemon_make_proxy(Daemon *d, const int *adopt_fds, GError **error)
 {
+    g_autofree char *path = connections_path(d);
     ProxyConfig config;
     char *stream_paths[CONFIG_MAX_NICS] = {NULL};
 
     fill_proxy_config(d, &config, stream_paths);
+    config.connections_path = path;
+    fill_proxy_vm(d, &config.vm);
     d->proxy = proxy_new(&config, adopt_fds, &handlers, d, error);
     for (unsigned i = 0; i < d->config->n_nics; i++)
         g_free(stream_paths[i]);
+    if (d->proxy != NULL)
+        tell_kept(d);
     return d->proxy != NULL;
 }
 

@@ -207,6 +207,10 @@ GateConfig daemon_gate_config(const Daemon *d);
 gboolean daemon_is_lockstep(const Daemon *d);
 /* For a VM about to be started, or (@adopt_fds) one that runs. */
 gboolean daemon_make_proxy(Daemon *d, const int *adopt_fds, GError **error);
+/** The VM was started and is noted. */
+void daemon_network_started(Daemon *d);
+/** The VM is gone: the proxy goes, and what it kept for the next daemon. */
+void daemon_network_forget(Daemon *d);
 /* Takes the frames channel if it is needed. FALSE: there is none. */
 gboolean daemon_network_attach_peer(Daemon *d);
 void daemon_network_detach_peer(Daemon *d);

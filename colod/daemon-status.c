@@ -285,6 +285,7 @@ compare_status(const Daemon *d, const ProxyStats *stats)
     add_int(object, "lag_us", (gint64)stats->lag_us);
     add_int(object, "mirrored_frames", (gint64)stats->mirrored_frames);
     add_int(object, "shadow_frames", (gint64)stats->shadow_frames);
+    add_int(object, "unsaved_connections", (gint64)stats->rewriter_unsaved);
     add_int(object, "forgotten_frames", (gint64)stats->ingress_forgotten);
     add_int(object, "duplicate_frames", (gint64)stats->ingress_duplicates);
     add_int(object, "peer_gaps", (gint64)stats->peer_gaps);

@@ -342,7 +342,8 @@ static const Rule rules[] = {
      DO(A(KILL_VM), A(SEND_PREPARE_FAILED)), "QEMU missed its deadline"},
 
     /* Adoption. */
-    {IN(ADOPTING), ON(VM_READY), GUARD(always), PAIR_ALONE, DO(A(OPEN_OUTPUT)),
+    /* The colod before may have died between a takeover and its announcement. */
+    {IN(ADOPTING), ON(VM_READY), GUARD(always), PAIR_ALONE, DO(A(OPEN_OUTPUT), A(ANNOUNCE)),
      "QEMU answers; it goes on"},
     {IN(ADOPT_CLAIM), ON(VM_READY), GUARD(always), STAY, DO(A(CLAIM)), "QEMU answers"},
 

@@ -24,61 +24,12 @@
 #include <errno.h>
 #include <string.h>
 
-#include "bytes.h"
+#include "rewriter-record.h"
 
 enum {
-    NUMBERS = 11,
-    RECORD_BYTES = 8 * FRAME_KEY_WORDS + NUMBERS * 4,
-    MESSAGE_BYTES = WIRE_VNET_BYTES + RECORD_BYTES, /* zeros where a virtio-net header is */
+    MESSAGE_BYTES =
+        WIRE_VNET_BYTES + REWRITER_RECORD_BYTES, /* zeros where a virtio-net header is */
 };
-
-static void
-encode(uint8_t *out, const RewriterRecord *record)
-{
-    const RewriterConn *c = &record->conn;
-    const uint32_t numbers[NUMBERS] = {c->phase,    c->flags,    c->isn,        c->peer_isn,
-                                       c->seq_off,  c->ts_off,   c->tsval_last, c->refused_ack,
-                                       c->pend_isn, c->pend_ack, c->pend_tsecr};
-
-    memset(out, 0, WIRE_VNET_BYTES);
-    out += WIRE_VNET_BYTES;
-    for (unsigned i = 0; i < FRAME_KEY_WORDS; i++, out += 8)
-        be64_store(out, record->key.w[i]);
-    for (unsigned i = 0; i < G_N_ELEMENTS(numbers); i++, out += 4)
-        be32_store(out, numbers[i]);
-}
-
-static bool
-decode(View in, RewriterRecord *ret_record)
-{
-    uint32_t numbers[NUMBERS];
-    RewriterRecord record;
-
-    if (!view_skip(&in, WIRE_VNET_BYTES))
-        return false;
-    for (unsigned i = 0; i < FRAME_KEY_WORDS; i++)
-        if (!view_get_be64(&in, &record.key.w[i]))
-            return false;
-    for (unsigned i = 0; i < NUMBERS; i++)
-        if (!view_get_be32(&in, &numbers[i]))
-            return false;
-    if (in.len != 0 || numbers[0] >= REWRITER_N_PHASES || numbers[1] > UINT16_MAX ||
-        frame_key_class(&record.key) != FRAME_TCP)
-        return false;
-    record.conn = (RewriterConn){.phase = (uint8_t)numbers[0],
-                                 .flags = (uint16_t)numbers[1],
-                                 .isn = numbers[2],
-                                 .peer_isn = numbers[3],
-                                 .seq_off = numbers[4],
-                                 .ts_off = numbers[5],
-                                 .tsval_last = numbers[6],
-                                 .refused_ack = numbers[7],
-                                 .pend_isn = numbers[8],
-                                 .pend_ack = numbers[9],
-                                 .pend_tsecr = numbers[10]};
-    *ret_record = record;
-    return true;
-}
 
 void
 inherit_begin(Lockstep *lockstep)
@@ -113,7 +64,8 @@ say(Lockstep *lockstep, const RewriterRecord *record)
 {
     uint8_t message[MESSAGE_BYTES];
 
-    encode(message, record);
+    memset(message, 0, WIRE_VNET_BYTES);
+    rewriter_record_encode(message + WIRE_VNET_BYTES, record);
     peer_stream_send(&lockstep->peer, WIRE_CONNECTION, 0, lockstep->next_epoch, message,
                      sizeof(message));
 }
@@ -151,9 +103,10 @@ say_learned(Lockstep *lockstep, const Rewriter *layer)
 bool
 inherit_take(Lockstep *lockstep, const uint8_t *frame, size_t len)
 {
+    View in = view_of(frame, len);
     RewriterRecord record;
 
-    if (!decode(view_of(frame, len), &record))
+    if (!view_skip(&in, WIRE_VNET_BYTES) || !rewriter_record_decode(in, &record))
         return false;
     /* Full of open connections: this one ends with the next failover, as those beyond the
      * rewriter's limit do. */

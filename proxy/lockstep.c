@@ -8,6 +8,7 @@
 
 #include "digests.h"
 #include "inherit.h"
+#include "keep.h"
 #include "nic.h"
 
 enum {
@@ -16,7 +17,7 @@ enum {
 };
 
 int
-lockstep_init(Lockstep *lockstep, const ProxyConfig *config)
+lockstep_init(Lockstep *lockstep, const ProxyConfig *config, bool adopted)
 {
     uint64_t random[4];
     RewriterConfig rewriter = {.connections_max = config->rewriter_connections_max};
@@ -37,12 +38,8 @@ lockstep_init(Lockstep *lockstep, const ProxyConfig *config)
     if (!lockstep->book.ring)
         return -ENOMEM;
 
-    int r = rewriter_new(&rewriter, &lockstep->rewriter);
+    int r = keep_init(lockstep, config, &rewriter, adopted);
 
-    if (r == 0)
-        r = rewriter_new(&rewriter, &lockstep->inherited);
-    if (r == 0)
-        rewriter_takeover(lockstep->inherited); /* it learns nothing by itself */
     return r < 0 ? r : peer_stream_init(&lockstep->peer);
 }
 
@@ -50,9 +47,7 @@ void
 lockstep_clear(Lockstep *lockstep)
 {
     peer_stream_clear(&lockstep->peer);
-    rewriter_free(lockstep->rewriter);
-    rewriter_free(lockstep->inherited);
-    lockstep->rewriter = lockstep->inherited = NULL;
+    keep_clear(lockstep);
     divergence_ring_free(lockstep->book.ring);
     lockstep->book.ring = NULL;
     pthread_mutex_destroy(&lockstep->book.lock);
@@ -224,4 +219,5 @@ lockstep_publish(Lockstep *lockstep)
 
     counter_set(&lockstep->connections, stats->connections);
     counter_set(&lockstep->untracked, stats->untracked_full + stats->untracked_ambiguous);
+    counter_set(&lockstep->unsaved, stats->unsaved + rewriter_stats(lockstep->inherited)->unsaved);
 }

@@ -9,7 +9,7 @@
 #include "hold-queue.h"
 #include "peer-stream.h"
 #include "proxy.h"
-#include "rewriter.h"
+#include "rewriter-store.h"
 
 typedef struct Nic Nic;
 
@@ -18,6 +18,8 @@ typedef struct DivergenceBook {
     pthread_mutex_t lock;
     DivergenceRing *ring;
 } DivergenceBook;
+
+enum { KEPT_LAYERS = 2 }; /* @rewriter, @inherited */
 
 /* Of a proxy, shared by its NICs. */
 typedef struct Lockstep {
@@ -35,7 +37,9 @@ typedef struct Lockstep {
     bool rewriting;     /* this VM took over: the rewriters sit between it and the LAN */
     /* Connections that takeovers before this pair left with other numbers, see inherit.c. */
     Rewriter *inherited;
-    bool legacy_due;  /* primary: some have not been said to the peer */
+    RewriterStore *stores[KEPT_LAYERS]; /* what the two know, see keep.c; or NULL */
+    ProxyKept kept;                     /* constant once the thread runs */
+    bool legacy_due;                    /* primary: some have not been said to the peer */
     bool legacy_told; /* primary: the peer is told what is learned of them later */
     unsigned legacy_layer;
     uint32_t legacy_cursor;
@@ -43,7 +47,7 @@ typedef struct Lockstep {
     bool digest_key_due;  /* primary: it has not been said to the peer */
     DigestKey peer_key;   /* secondary: the primary's */
     bool has_peer_key;    /* since the channel began */
-    Counter ignored, test_lost, connections, untracked;
+    Counter ignored, test_lost, connections, untracked, unsaved;
 } Lockstep;
 
 /* Of a NIC. */
@@ -76,7 +80,7 @@ enum {
 
 /** Allocate and free; control thread, while the proxy thread does not run. 0 or a negative errno.
  */
-int lockstep_init(Lockstep *lockstep, const ProxyConfig *config);
+int lockstep_init(Lockstep *lockstep, const ProxyConfig *config, bool adopted);
 void lockstep_clear(Lockstep *lockstep);
 int nic_lockstep_init(Nic *nic, Lockstep *lockstep);
 void nic_lockstep_clear(Nic *nic);

@@ -181,5 +181,6 @@ proxy_add_lockstep_stats(Proxy *proxy, ProxyStats *stats)
     stats->peer_ignored = counter_get(&lockstep->ignored);
     stats->rewriter_connections = counter_get(&lockstep->connections);
     stats->rewriter_untracked = counter_get(&lockstep->untracked);
+    stats->rewriter_unsaved = counter_get(&lockstep->unsaved);
     stats->test_lost = counter_get(&lockstep->test_lost);
 }

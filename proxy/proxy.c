@@ -56,6 +56,7 @@
 #include <unistd.h>
 
 #include "fd.h"
+#include "keep.h"
 #include "lan-tap.h"
 #include "link.h"
 
@@ -324,7 +325,7 @@ proxy_new(const ProxyConfig *config, const int *adopt_fds, const ProxyHandlers *
     g_autoptr(Proxy) proxy = proxy_alloc(config->n_nics, handlers, user_data);
 
     if (config->lockstep) {
-        int r = lockstep_init(&proxy->lockstep, config);
+        int r = lockstep_init(&proxy->lockstep, config, adopt_fds != NULL);
 
         proxy->has_lockstep = true;
         proxy->test_hooks = config->test_hooks;
@@ -415,6 +416,19 @@ proxy_connect_ports(Proxy *proxy, GError **error)
         proxy_submit(proxy, (Command){.kind = COMMAND_ATTACH, .nic = i, .port = port});
     }
     return TRUE;
+}
+
+void
+proxy_set_vm(Proxy *proxy, const ProxyVm *vm)
+{
+    if (proxy->has_lockstep)
+        keep_set_vm(&proxy->lockstep, vm);
+}
+
+const ProxyKept *
+proxy_get_kept(const Proxy *proxy)
+{
+    return &proxy->lockstep.kept;
 }
 
 void

@@ -12,6 +12,7 @@
 
 #include "compare.h"
 #include "record.h"
+#include "rewriter-store.h"
 
 /*
  * A Proxy lives as long as the QEMU process whose NICs it serves. It has one thread of its own,
@@ -48,6 +49,9 @@ typedef struct ProxyNic {
 
 enum { PROXY_MAX_NICS = 8, PROXY_MAX_QUEUES = 8, PROXY_MAX_ADDRESSES = 16 };
 
+/* The life of a VM. */
+typedef RewriterVm ProxyVm;
+
 typedef struct ProxyConfig {
     ProxyNic nics[PROXY_MAX_NICS]; /* copied, the strings too */
     unsigned n_nics;
@@ -58,7 +62,11 @@ typedef struct ProxyConfig {
     bool lockstep;
     CompareConfig compare; /* from compare_config_init(); memory bound and hash key are ours */
     guint32 rewriter_connections_max; /* 0: REWRITER_CONNECTIONS_DEFAULT */
-    bool test_hooks;                  /* proxy_test_lose() does something */
+    /* Files (and names beside them) in which the numbers of connections that are translated wait
+     * for a daemon that adopts the VM; in a folder that is ours alone, on a tmpfs. NULL: none. */
+    const char *connections_path;
+    ProxyVm vm;      /* with adopt_fds: the VM; what the files say of another one is ignored */
+    bool test_hooks; /* proxy_test_lose() does something */
 } ProxyConfig;
 
 /* What becomes of the guest's output. */
@@ -147,7 +155,14 @@ typedef struct ProxyStats {
     guint64 test_lost;            /* by proxy_test_lose() */
     guint64 rewriter_connections; /* known to the rewriter now */
     guint64 rewriter_untracked;   /* connections that it could not translate */
+    guint64 rewriter_unsaved;     /* times that one found no room in its file */
 } ProxyStats;
+
+/* What was found in the files of the daemon before. */
+typedef struct ProxyKept {
+    guint loaded, damaged; /* connections */
+    char problem[512];     /* "", or what was ignored, or cannot be kept, and why */
+} ProxyKept;
 
 typedef struct ProxyHandlers {
     /* Held bytes of a NIC passed 3/4 of the bound: a checkpoint is wanted. Once until the next
@@ -181,6 +196,13 @@ Proxy *proxy_new(const ProxyConfig *config, const int *adopt_fds, const ProxyHan
 /** Stops the thread (bounded: it never blocks), drops what is held, removes taps. NULL is fine. */
 void proxy_free(Proxy *proxy);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Proxy, proxy_free)
+
+/** The VM that the ports are for was started: from now on the files are its own. */
+void proxy_set_vm(Proxy *proxy, const ProxyVm *vm);
+/** Borrowed; of proxy_new(). */
+const ProxyKept *proxy_get_kept(const Proxy *proxy);
+/** The VM is gone, and so are its files. No proxy uses them any more. */
+void proxy_forget_connections(const char *connections_path);
 
 /**
  * The descriptor of a queue of the private tap, for QEMU (`-netdev tap,fd=N,vhost=off`, or

@@ -111,6 +111,25 @@ rewriter_conn_is_known(const RewriterConn *conn)
     return conn->phase == REWRITER_LEARNED || conn->phase == REWRITER_OPEN;
 }
 
+/** True: rewriter_conn_export() says something. */
+static inline bool
+rewriter_conn_exports(const RewriterConn *conn)
+{
+    return conn->phase != REWRITER_SILENT && conn->phase != REWRITER_UNTRACKED;
+}
+
+/** True: it says the same of both. Of handshakes it may say the same all the same. */
+static inline bool
+rewriter_conn_exports_same(const RewriterConn *before, const RewriterConn *after)
+{
+    if (!rewriter_conn_is_known(after))
+        return !rewriter_conn_exports(before) && !rewriter_conn_exports(after);
+    return rewriter_conn_is_known(before) && before->isn == after->isn &&
+           before->peer_isn == after->peer_isn && before->seq_off == after->seq_off &&
+           before->ts_off == after->ts_off &&
+           !((before->flags ^ after->flags) & REWRITER_CONN_TS_OFF);
+}
+
 /** True: it must not be evicted. */
 static inline bool
 rewriter_conn_is_open(const RewriterConn *conn)

@@ -21,6 +21,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "rewriter-store.h"
+
 static_assert(sizeof(RewriterEntry) == 128, "two lines; rewriter.h states the size");
 
 typedef struct EntryList {
@@ -30,6 +32,7 @@ typedef struct EntryList {
 
 struct RewriterTable {
     FlowSlots slots;
+    RewriterStore *store; /* or NULL */
     RewriterEntry *entries;
     uint32_t entries_max;
     uint32_t n_used_once; /* entries[] from here on was never used */
@@ -74,6 +77,12 @@ rewriter_table_free(RewriterTable *t)
     flow_slots_clear(&t->slots);
     flow_slots_unmap(t->entries, entries_bytes(t));
     free(t);
+}
+
+void
+rewriter_table_set_store(RewriterTable *t, RewriterStore *store)
+{
+    t->store = store;
 }
 
 uint32_t
@@ -149,11 +158,24 @@ rewriter_table_remove(RewriterTable *t, RewriterEntry *e)
 {
     uint32_t index = index_of(t, e);
 
+    if (t->store && !is_stale(t, e))
+        rewriter_store_drop(t->store, index);
     flow_slots_remove(&t->slots, e->hash, index);
     list_remove(t, e);
     e->generation = t->generation - 1; /* free, to rewriter_table_next() */
     e->next = t->free_head;
     t->free_head = index;
+}
+
+void
+rewriter_table_save(RewriterTable *t, const RewriterEntry *e, const RewriterRecord *record)
+{
+    if (!t->store)
+        return;
+    if (record)
+        rewriter_store_put(t->store, index_of(t, e), t->generation, record);
+    else
+        rewriter_store_drop(t->store, index_of(t, e));
 }
 
 RewriterEntry *
@@ -235,6 +257,8 @@ rewriter_table_new_generation(RewriterTable *t)
     uint32_t n = rewriter_table_count(t);
 
     t->generation++;
+    if (t->store)
+        rewriter_store_begin(t->store, t->generation);
     t->lists[0].n_current = t->lists[1].n_current = 0;
     return n;
 }

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #include "flow-slots.h"
-#include "rewriter-conn.h"
+#include "rewriter.h"
 
 /* One cache line holds what a lookup and a step need of most frames, the next the rest. */
 typedef struct RewriterEntry {
@@ -20,11 +20,14 @@ typedef struct RewriterEntry {
 } RewriterEntry;
 
 typedef struct RewriterTable RewriterTable;
+typedef struct RewriterStore RewriterStore;
 
 /** Return: 0, or -ENOMEM. @connections_max: at least 1. */
 int rewriter_table_new(uint32_t connections_max, const uint64_t hash_key[2],
                        RewriterTable **ret_table);
 void rewriter_table_free(RewriterTable *table);
+/** What rewriter_table_save() writes to (borrowed), while nothing is known yet. */
+void rewriter_table_set_store(RewriterTable *table, RewriterStore *store);
 
 uint32_t rewriter_table_hash(const RewriterTable *table, const FlowKey *key);
 
@@ -42,6 +45,11 @@ RewriterEntry *rewriter_table_add(RewriterTable *table, const FlowKey *key, uint
 void rewriter_table_touch(RewriterTable *table, RewriterEntry *entry, bool open);
 
 void rewriter_table_remove(RewriterTable *table, RewriterEntry *entry);
+
+/** The store, if there is one, has @record of @entry from now on, until it is removed or a new
+ * generation begins; NULL: nothing. */
+void rewriter_table_save(RewriterTable *table, const RewriterEntry *entry,
+                         const RewriterRecord *record);
 
 /** Walks over all connections, in no order: the first at or after *@cursor, which is moved behind
  * it (0 to begin with). NULL: no more. Others may be added and removed between two calls. */

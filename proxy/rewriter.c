@@ -58,6 +58,7 @@
 #include "frame.h"
 #include "rewriter-conn.h"
 #include "rewriter-quote.h"
+#include "rewriter-store.h"
 #include "rewriter-table.h"
 
 enum {
@@ -77,6 +78,7 @@ enum {
 
 struct Rewriter {
     RewriterTable *table;
+    RewriterStore *store;         /* or NULL */
     const RewriterEntry *learned; /* by the last frame; or NULL */
     bool alone;
     RewriterStats stats;
@@ -104,6 +106,8 @@ rewriter_new(const RewriterConfig *config, Rewriter **ret_rewriter)
         free(r);
         return err;
     }
+    r->store = config->store;
+    rewriter_table_set_store(r->table, r->store);
     *ret_rewriter = r;
     return 0;
 }
@@ -123,6 +127,8 @@ refresh_gauges(Rewriter *r)
     r->stats.connections = rewriter_table_count(r->table);
     r->stats.connections_open = rewriter_table_count_open(r->table);
     r->stats.evicted = rewriter_table_evicted(r->table);
+    if (r->store)
+        r->stats.unsaved = rewriter_store_unsaved(r->store);
 }
 
 void
@@ -333,6 +339,23 @@ count(Rewriter *r, unsigned did, bool egress, int64_t now_ns)
 }
 
 static void
+save(Rewriter *r, const RewriterEntry *entry)
+{
+    RewriterRecord record = {.key = entry->key};
+    bool worth = rewriter_conn_export(&entry->conn, &record.conn);
+
+    rewriter_table_save(r->table, entry, worth ? &record : NULL);
+}
+
+/* For the next daemon, if it is another one than before for that. */
+static void
+save_changed(Rewriter *r, const RewriterEntry *entry, const RewriterConn *before)
+{
+    if (r->store && !rewriter_conn_exports_same(before, &entry->conn))
+        save(r, entry);
+}
+
+static void
 handle_tcp(Rewriter *r, uint8_t *frame, const Frame *f, bool egress, int64_t now_ns)
 {
     RewriterEntry *entry = entry_for(r, f, egress, now_ns);
@@ -341,6 +364,7 @@ handle_tcp(Rewriter *r, uint8_t *frame, const Frame *f, bool egress, int64_t now
     if (!entry)
         return;
     RewriterSegment segment = segment_of(frame, f, egress);
+    const RewriterConn before = entry->conn;
     unsigned did = rewriter_conn_step(&entry->conn, &segment, r->alone);
 
     count(r, did, egress, now_ns);
@@ -350,6 +374,7 @@ handle_tcp(Rewriter *r, uint8_t *frame, const Frame *f, bool egress, int64_t now
         r->learned = NULL;
         rewriter_table_remove(r->table, entry);
     } else {
+        save_changed(r, entry, &before);
         if (did & REWRITER_TRANSLATE)
             translate(frame, f, &entry->conn, egress);
         rewriter_table_touch(r->table, entry, rewriter_conn_is_open(&entry->conn));
@@ -445,6 +470,7 @@ rewriter_import(Rewriter *r, const RewriterRecord *record)
     if (!entry)
         return -ENOBUFS;
     entry->conn = record->conn;
+    save(r, entry);
     rewriter_table_touch(r->table, entry, rewriter_conn_is_open(&entry->conn));
     refresh_gauges(r);
     return 0;

@@ -18,10 +18,12 @@
  * Theory of operation: rewriter.c; the states of a connection: rewriter-conn.h.
  */
 typedef struct Rewriter Rewriter;
+typedef struct RewriterStore RewriterStore;
 
 typedef struct RewriterConfig {
     uint32_t connections_max; /* 1…REWRITER_CONNECTIONS_LIMIT; 144 bytes each, used as they come */
     uint64_t hash_key[2];     /* random, from getrandom(2), except in tests */
+    RewriterStore *store;     /* borrowed, of as many slots; NULL: connections die with us */
 } RewriterConfig;
 
 enum {
@@ -42,6 +44,7 @@ typedef struct RewriterStats {
     int64_t untracked_last_ns;    /* when one of the two last happened */
     uint64_t evicted;             /* closed or half-open connections that made room for another */
     uint64_t forgotten;           /* connections forgotten by a commit */
+    uint64_t unsaved;             /* records that the store had no room for */
     uint32_t connections;         /* known now */
     uint32_t connections_open;    /* of these: neither half-open nor closed */
 } RewriterStats;

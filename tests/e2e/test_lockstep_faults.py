@@ -2,7 +2,7 @@
 """Lock-stepping with faults: the primary dies in each kind of traffic, frames get lost in each place, links are bad."""
 import pytest
 from lockstep import RECOVERY_MS, Counts, calm, compare_status, settle
-from pair import REPROTECT_S, STALL_SILENT, STALL_TOLD, TCP_MS
+from pair import PRIMARY_STATES, REPROTECT_S, STALL_SILENT, STALL_TOLD, TCP_MS
 
 from lablib.clients import Download, Echo, Pinger, longest_gap_ms
 from lablib.impair import Impair
@@ -71,6 +71,51 @@ def test_two_failovers_of_young_connections(pair):
     mark = pair.mark()
     pair.lab.kill(pair.primary, "qemu")
     pair.takeover(pair.secondary, mark, load, STALL_TOLD)
+    pair.lab.wait_protected(pair.secondary, REPROTECT_S)
+    load.wait_flow()
+    mark = pair.mark(pair.secondary)
+    pair.lab.kill(pair.secondary, "qemu")
+    pair.takeover(pair.primary, mark, load, STALL_TOLD)
+    pair.finish(mark, load, [pair.primary, pair.secondary, pair.primary])
+
+
+def add_young_stream(pair, load):
+    """Of its connection no checkpoint has heard: inside the secondary it has numbers of its own."""
+    for _ in range(8):
+        before = Counts.of(pair)
+        echo = Echo(pair.lab)
+        load.streams.append(echo)
+        echo.start()
+        echo.wait_more(32, 20)
+        if (Counts.of(pair) - before)["checkpoints"] == 0:
+            return
+        calm(pair)
+    raise AssertionError("no connection without a checkpoint in 8 tries")
+
+
+@pytest.mark.parametrize("when", ["taking-over", "alone"])
+def test_survivors_colod_killed_with_young_connections(pair, when):
+    """The survivor's guest lives and its colod dies, before the output is open and after it: the next colod translates
+    the connections that the first one did. Twice, and then the new secondary takes over in its turn."""
+    settle(pair)
+    load = pair.load()
+    if when == "taking-over":
+        pair.lab.host(pair.secondary).call("test-stall", state=when)
+    add_young_stream(pair, load)
+    pair.lab.kill(pair.primary, "host")
+    if when == "taking-over":
+        wait_until(lambda: pair.lab.host(pair.secondary).colod().stands_still(), 5, "the stall")
+    else:
+        pair.wait_state(pair.secondary, PRIMARY_STATES, 10)
+    guest = pair.lab.host(pair.secondary).qemu()
+    for _ in range(2):
+        pair.lab.kill(pair.secondary, "colod")
+        pair.lab.start(pair.secondary)
+        pair.wait_state(pair.secondary, PRIMARY_STATES, 10)
+        pair.assert_told(pair.secondary, None, r"connections: \d+ are translated as by the colod before")
+        load.wait_flow()
+    assert pair.lab.host(pair.secondary).qemu().pid == guest.pid, "another QEMU was started"
+    pair.lab.start(pair.primary)
     pair.lab.wait_protected(pair.secondary, REPROTECT_S)
     load.wait_flow()
     mark = pair.mark(pair.secondary)

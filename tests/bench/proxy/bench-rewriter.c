@@ -7,16 +7,20 @@
  * they go; what that costs without the rewriter is measured as well and taken off. Times are CPU
  * time, the best of several rounds. IPv4, whole checksums (under NEEDS_CSUM it is less).
  *
- * Usage: bench-rewriter [FRAMES]
+ * With FILE the connections are also kept there, as colod does (on a tmpfs: /dev/shm/…); what
+ * loading them again takes is then measured as well.
+ *
+ * Usage: bench-rewriter [FRAMES [FILE]]
  */
 #include <glib.h>
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "bytes.h"
-#include "rewriter.h"
+#include "rewriter-load.h"
 #include "segment.h"
 
 enum { ROUNDS = 7, DEFAULT_FRAMES = 2000000, PORTS = 50000 };
@@ -142,15 +146,40 @@ random_order(uint32_t n)
     return order;
 }
 
-static void
-measure(uint32_t n_connections, uint32_t n_frames, bool last)
+static const RewriterVm vm = {.boot_id = "bench", .pid = 1, .start_ticks = 1};
+
+static double
+load_ms(const char *path, uint32_t n_connections)
 {
     const RewriterConfig config = {.connections_max = REWRITER_CONNECTIONS_DEFAULT,
-                                   .hash_key = {1, 2}};
+                                   .hash_key = {3, 4}};
+    Rewriter *rewriter = NULL;
+    RewriterLoad load;
+    int64_t start;
+
+    if (!path)
+        return 0;
+    g_assert_cmpint(rewriter_new(&config, &rewriter), ==, 0);
+    start = cpu_ns();
+    rewriter_load(path, &vm, rewriter, &load);
+    g_assert_cmpuint(load.loaded, ==, n_connections);
+    rewriter_free(rewriter);
+    return (double)(cpu_ns() - start) / 1e6;
+}
+
+static void
+measure(uint32_t n_connections, uint32_t n_frames, const char *path, bool last)
+{
+    RewriterConfig config = {.connections_max = REWRITER_CONNECTIONS_DEFAULT, .hash_key = {1, 2}};
     g_autofree uint32_t *order = random_order(n_connections);
     Rewriter *rewriter = NULL;
     double best = 1e9, empty = 1e9;
 
+    if (path) {
+        g_assert_cmpint(rewriter_store_new(path, config.connections_max, &vm, &config.store), ==,
+                        0);
+        g_assert_cmpint(rewriter_store_publish(config.store), ==, 0);
+    }
     g_assert_cmpint(rewriter_new(&config, &rewriter), ==, 0);
     int64_t start = cpu_ns();
 
@@ -162,26 +191,32 @@ measure(uint32_t n_connections, uint32_t n_frames, bool last)
         empty = MIN(empty, round_ns(NULL, order, n_connections, n_frames));
     }
     const RewriterStats *stats = rewriter_stats(rewriter);
+    double ms = load_ms(path, n_connections);
 
     g_assert_cmpuint(stats->connections_open, ==, n_connections);
     g_assert_cmpuint(stats->translated[0] + stats->translated[1], >=, (uint64_t)n_frames * ROUNDS);
     start = cpu_ns();
     rewriter_commit(rewriter);
     printf("  {\"connections\": %u, \"ns_per_frame\": %.1f, \"ns_of_the_bench_itself\": %.1f, "
-           "\"ns_per_opening\": %.0f, \"ns_commit\": %d}%s\n",
-           n_connections, best - empty, empty, open_ns, (int)(cpu_ns() - start), last ? "" : ",");
+           "\"ns_per_opening\": %.0f, \"ns_commit\": %d, \"ms_load\": %.1f}%s\n",
+           n_connections, best - empty, empty, open_ns, (int)(cpu_ns() - start), ms,
+           last ? "" : ",");
     rewriter_free(rewriter);
+    rewriter_store_free(config.store);
+    if (path)
+        (void)unlink(path);
 }
 
 int
 main(int argc, char **argv)
 {
     uint32_t n_frames = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : DEFAULT_FRAMES;
+    const char *path = argc > 2 ? argv[2] : NULL;
 
     printf("[\n");
-    measure(1, n_frames, false);
-    measure(1000, n_frames, false);
-    measure(100000, n_frames, true);
+    measure(1, n_frames, path, false);
+    measure(1000, n_frames, path, false);
+    measure(100000, n_frames, path, true);
     printf("]\n");
     return EXIT_SUCCESS;
 }

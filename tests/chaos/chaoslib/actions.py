@@ -293,10 +293,7 @@ class Performer:
     @staticmethod
     def _stands_still(host):
         colod = host.colod()
-        if not colod:
-            return False
-        with open(f"/proc/{colod.pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] == "T"
+        return bool(colod) and colod.stands_still()
 
     def _lone(self):
         """Who goes on while the other one has no VM any more."""

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 
@@ -33,6 +32,7 @@ class Host:
     def make_dirs(self):
         for sub in ("run", "state"):
             os.makedirs(f"{self.dir}/{sub}")
+        self.mount_run()
 
     # Disks
 
@@ -80,8 +80,12 @@ class Host:
         """A small file system of its own for images or overlays, before colod starts."""
         run("mount", "-t", "tmpfs", "-o", f"size={mib}m", f"colod-lab-{sub}", f"{self.dir}/{sub}")
 
+    def mount_run(self):
+        """As /run is: what colod keeps there for its next start is in memory."""
+        run("mount", "-t", "tmpfs", "-o", "mode=0755", "colod-lab-run", f"{self.dir}/run")
+
     def unmount(self):
-        for sub in ("images", "overlays"):
+        for sub in ("images", "overlays", "run"):
             while os.path.ismount(f"{self.dir}/{sub}"):
                 run("umount", "-l", f"{self.dir}/{sub}")
 
@@ -111,8 +115,8 @@ class Host:
         if self.colod():
             raise LabError(f"colod runs on {self.name} already")
         if os.path.exists(f"{self.dir}/lost-power"):  # /run does not survive that
-            shutil.rmtree(f"{self.dir}/run")
-            os.makedirs(f"{self.dir}/run")
+            run("umount", "-l", f"{self.dir}/run")
+            self.mount_run()
             remove(f"{self.dir}/lost-power")
         for export in self.exports():
             if not export.is_alive():

@@ -88,6 +88,14 @@ class Process:
             pass
         return False
 
+    def stands_still(self):
+        """By SIGSTOP."""
+        try:
+            with open(f"/proc/{self.pid}/stat", encoding="ascii", errors="replace") as stat:
+                return stat.read().rpartition(")")[2].split()[0] == "T"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
     def kill(self, number):
         if self.is_alive():
             try:

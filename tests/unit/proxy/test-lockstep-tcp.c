@@ -11,12 +11,15 @@
 #include "check-main.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <glib/gstdio.h>
 #include <poll.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "bytes.h"
 #include "clock.h"
+#include "fd.h"
 
 enum {
     WAIT = WORLD_DEADLINE_MS,
@@ -462,10 +465,187 @@ START_TEST(unit_a_guest_alone_refuses_a_straggler)
 }
 END_TEST
 
+/* --- the daemon of a survivor dies, its guest does not --- */
+
+static const ProxyVm svm = {
+    .boot_id = "11111111-2222-3333-4444-555555555555", .pid = 4711, .start_ticks = 99};
+
+typedef struct KeepingPair {
+    Pair pair;
+    char *dir, *path; /* of the secondary */
+} KeepingPair;
+
+static void
+keeping_init(KeepingPair *k)
+{
+    Pair *pair = &k->pair;
+    ProxyConfig base;
+    int fds[2];
+
+    *k = (KeepingPair){.dir = g_dir_make_tmp("colod-kept-XXXXXX", NULL)};
+    k->path = g_build_filename(k->dir, "connections", NULL);
+    lockstep_config(&base, 1000, PAIR_HOLD_BYTES);
+    world_enter();
+    world_open(&pair->p, 0, PROXY_PORT_TAP, &base);
+    base.connections_path = k->path;
+    world_open(&pair->s, 1, PROXY_PORT_TAP, &base);
+    ck_assert_str_eq(proxy_get_kept(pair->s.proxy)->problem, "");
+    proxy_set_vm(pair->s.proxy, &svm);
+    pair_sockets(fds);
+    world_attach_fd(&pair->p, fds[0]);
+    world_attach_fd(&pair->s, fds[1]);
+    proxy_set_lease(pair->p.proxy, INT64_MAX);
+    world_egress(&pair->s, PROXY_EGRESS_SHADOW);
+    world_egress(&pair->p, PROXY_EGRESS_COMPARE);
+    world_ingress(&pair->p, true);
+}
+
+static void
+keeping_clear(KeepingPair *k)
+{
+    pair_clear(&k->pair);
+    proxy_forget_connections(k->path);
+    ck_assert_int_eq(g_rmdir(k->dir), 0); /* nothing else is left */
+    g_free(k->path);
+    g_free(k->dir);
+}
+
+/* The next daemon adopts the guest, which goes on alone. */
+static const ProxyKept *
+restart(World *w, const ProxyVm *vm)
+{
+    auto_fd int copy = fcntl(w->guest_fd, F_DUPFD_CLOEXEC, 0);
+
+    proxy_free(w->proxy);
+    w->base.vm = *vm;
+    w->proxy = world_proxy(w, PROXY_PORT_TAP, PAIR_HOLD_BYTES, copy);
+    world_egress(w, PROXY_EGRESS_OPEN);
+    world_ingress(w, true);
+    return proxy_get_kept(w->proxy);
+}
+
+/* @path: where the next one keeps what it knows, or NULL. */
+static void
+protect_again_keeping(World *survivor, World *next, unsigned index, const char *path)
+{
+    const char *ours = survivor->base.connections_path;
+
+    survivor->base.connections_path = path;
+    protect_again(survivor, next, index);
+    survivor->base.connections_path = ours;
+}
+
+/* Its daemon dies before it has taken over, after that, and when there is a new secondary; each
+ * time the connection goes on in the numbers that the client knows. */
+START_TEST(life_a_connection_survives_the_daemons_of_the_survivor)
+{
+    KeepingPair k;
+    World *s = &k.pair.s, t;
+    const ProxyKept *kept;
+
+    keeping_init(&k);
+    open_connection(&k.pair);
+    proxy_free(k.pair.p.proxy);
+    k.pair.p.proxy = NULL;
+    for (int i = 0; i < 3; i++) {
+        kept = restart(s, &svm);
+        ck_assert_str_eq(kept->problem, "");
+        ck_assert_uint_eq(kept->loaded, 1);
+        expect_translated(s);
+    }
+    protect_again_keeping(s, &t, 2, NULL);
+    guest_says(s, ACK, S_ISN + 1, CLIENT_ISN + 4, "hello");
+    guest_says(&t, ACK, S_ISN + 1, CLIENT_ISN + 4, "hello");
+    expect(s->client_fd, ACK, P_ISN + 1, CLIENT_ISN + 4, "hello");
+    kept = restart(s, &svm);
+    ck_assert_uint_eq(kept->loaded, 1);
+    expect_translated(s);
+    /* The next secondary is told by the daemon that was told itself. */
+    world_clear(&t);
+    protect_again_keeping(s, &t, 3, NULL);
+    guest_says(s, ACK, S_ISN + 1, CLIENT_ISN + 4, "hello");
+    guest_says(&t, ACK, S_ISN + 1, CLIENT_ISN + 4, "hello");
+    expect(s->client_fd, ACK, P_ISN + 1, CLIENT_ISN + 4, "hello");
+    take_over(s, &t);
+    expect(t.client_fd, ACK, P_ISN + 1, CLIENT_ISN + 4, "hello");
+    expect_translated(&t);
+    world_clear(&t);
+    keeping_clear(&k);
+}
+END_TEST
+
+/* What a survivor was told of by the primary it had: the older layer. */
+START_TEST(life_an_inherited_connection_survives_the_daemon)
+{
+    KeepingPair k;
+    World t;
+    g_autofree char *dir = g_dir_make_tmp("colod-kept-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(dir, "connections", NULL);
+
+    keeping_init(&k);
+    open_connection(&k.pair);
+    take_over(&k.pair.p, &k.pair.s);
+    expect(k.pair.s.client_fd, SYN | ACK, P_ISN, CLIENT_ISN + 1, "");
+    protect_again_keeping(&k.pair.s, &t, 2, path);
+    proxy_set_vm(t.proxy, &svm);
+    guest_says(&k.pair.s, ACK, S_ISN + 1, CLIENT_ISN + 1, "hello");
+    guest_says(&t, ACK, S_ISN + 1, CLIENT_ISN + 1, "hello");
+    expect(k.pair.s.client_fd, ACK, P_ISN + 1, CLIENT_ISN + 1, "hello");
+    proxy_free(k.pair.s.proxy);
+    k.pair.s.proxy = NULL;
+    ck_assert_uint_eq(restart(&t, &svm)->loaded, 1);
+    expect_translated(&t);
+    world_clear(&t);
+    proxy_forget_connections(path);
+    ck_assert_int_eq(g_rmdir(dir), 0);
+    keeping_clear(&k);
+}
+END_TEST
+
+START_TEST(life_a_commit_is_the_end_of_what_is_kept)
+{
+    KeepingPair k;
+
+    keeping_init(&k);
+    open_connection(&k.pair);
+    pair_checkpoint(&k.pair);
+    proxy_free(k.pair.p.proxy);
+    k.pair.p.proxy = NULL;
+    ck_assert_uint_eq(restart(&k.pair.s, &svm)->loaded, 0);
+    /* SVM is PVM. */
+    client_says(&k.pair.s, ACK, CLIENT_ISN + 1, P_ISN + 1, "GET");
+    expect(k.pair.s.guest_fd, ACK, CLIENT_ISN + 1, P_ISN + 1, "GET");
+    keeping_clear(&k);
+}
+END_TEST
+
+/* Nothing of it is believed, and the VM goes on. */
+START_TEST(err_what_is_kept_of_another_vm_is_ignored)
+{
+    const ProxyVm other = {.boot_id = "another", .pid = 4711, .start_ticks = 99};
+    KeepingPair k;
+    const ProxyKept *kept;
+
+    keeping_init(&k);
+    open_connection(&k.pair);
+    proxy_free(k.pair.p.proxy);
+    k.pair.p.proxy = NULL;
+    kept = restart(&k.pair.s, &other);
+    ck_assert_uint_eq(kept->loaded, 0);
+    ck_assert_msg(strstr(kept->problem, "it is of another VM") != NULL, "%s", kept->problem);
+    guest_says(&k.pair.s, ACK, S_ISN + 1, CLIENT_ISN + 1, "hello");
+    expect(k.pair.s.client_fd, ACK, S_ISN + 1, CLIENT_ISN + 1, "hello");
+    keeping_clear(&k);
+}
+END_TEST
+
 CHECK_MAIN("lockstep-tcp", unit_numbers_differ_inside_and_agree_outside,
            unit_a_guest_alone_refuses_a_straggler, unit_an_ack_is_lowered_to_what_the_secondary_has,
            unit_different_bytes_diverge_at_once,
            life_a_connection_survives_two_takeovers_in_both_directions,
            life_a_handshake_that_ends_after_the_arming_survives_the_next_takeovers,
            life_a_handshake_survives_two_takeovers,
+           life_a_connection_survives_the_daemons_of_the_survivor,
+           life_an_inherited_connection_survives_the_daemon,
+           life_a_commit_is_the_end_of_what_is_kept, err_what_is_kept_of_another_vm_is_ignored,
            life_the_next_connection_ends_an_inherited_handshake)
