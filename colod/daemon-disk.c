@@ -365,6 +365,8 @@ daemon_disks_connect(Daemon *d)
 {
     Group *group = group_new(d, on_connected);
 
+    /* The peer's VM has the channel's other end already: whoever tries again needs a new one. */
+    d->streams_used = TRUE;
     d->disks->connected = TRUE;
     for (unsigned i = 0; i < d->disks->n; i++) {
         d->disks->slots[i].synced = FALSE;

@@ -231,7 +231,7 @@ on_prepare(Daemon *d, json_object *body)
     if (g_strcmp0(digest, d->guest_digest) != 0)
         refusal =
             g_strdup("the VM is defined differently on the two hosts: compare [vm] and [nic] in "
-                     "their configurations, and kernel and initrd files");
+                     "their configurations, kernel and initrd files, and the sizes of the disks");
     else if (!d->selftest_ok)
         refusal = g_strdup(d->selftest_done ? d->selftest_text : "self-test of QEMU is under way");
     if (refusal != NULL) {

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The pure parts of chaos: language, model, draw, shrinker, picture. Seconds, and no lab."""
 import glob
+import hashlib
 import os
+import re
 import sys
+import types
 import xml.etree.ElementTree
 
 import pytest
@@ -13,11 +16,15 @@ sys.path[:0] = [HERE, f"{os.path.dirname(os.path.dirname(HERE))}/tests/lab"]
 # pylint: disable=wrong-import-position
 from chaoslib.actions import compare, lookup  # noqa: E402
 from chaoslib.draw import END, Draw  # noqa: E402
+from chaoslib.harm import Harm  # noqa: E402
 from chaoslib.model import Illegal, Model, check, is_legal  # noqa: E402
 from chaoslib.shrink import flatten, rounds_of, shrink  # noqa: E402
 from chaoslib.steps import VERBS, ScenarioError, parse_line, parse_text  # noqa: E402
 from chaoslib.timeline import timeline  # noqa: E402
+from lablib.util import LabError  # noqa: E402
 
+BY_HAND = {"lab", "await", "refused", "assert", "streams", "disk-fault", "disk-mend", "damage", "repair", "remember", "new-life", "arbiter",
+           "disturb", "flood", "lose-frames", "start-refused", "sh"}
 SCENARIOS = sorted(glob.glob(f"{HERE}/scenarios/*.scenario"))
 
 
@@ -47,6 +54,12 @@ def test_unit_steps():
     assert parse_line("stall primary at 4").args == {"host": "primary", "at": "4"}
     assert parse_line("cut peer from a").args == {"channel": "peer", "from": "a"}
     assert parse_line("   # nothing") is None
+    assert parse_line("lose-frames primary at-engine 5").args == {"host": "primary", "place": "at-engine", "count": 5}
+    assert parse_line("flood 60 echo").args == {"count": 60, "port": "echo"}
+    assert parse_line("sh ! dd if=/dev/zero of=/dev/vdb").args == {"command": "! dd if=/dev/zero of=/dev/vdb"}
+    assert parse_line("start-refused b is not signed").args == {"host": "b", "text": "is not signed"}
+    assert parse_line("kill a mirror1").args["part"] == "mirror1"
+    assert parse_text("lab exports=a1:qcow2,b1:failing disks=2\nmend\n").options["exports"] == "a1:qcow2,b1:failing"
     assert parse_text("lab disk=0 mode=buffered spoils\nmend\n").options == {"disk": "0", "mode": "buffered"}
 
 
@@ -72,6 +85,17 @@ BAD = {
     "pause long": "a time is like",
     "lab speed=9": "unknown option 'speed': mode",
     "lab images=12": "a:12,b:12",
+    "lab exports=a1:broken": "a1:qcow2,b1:failing",
+    "lab cpus=two": "cpus is a number",
+    "disk-fault a slow": "unknown fault 'slow': read, write, hang",
+    "damage a disk": "unknown harm 'disk': state, old-state",
+    "disturb a window": "unknown door 'window': peer, control, disk",
+    "lose-frames a nowhere 3": "unknown place 'nowhere': at-engine",
+    "lose-frames a release some": "count is like 20",
+    "flood 10 all": "unknown port 'all': nobody, echo",
+    "arbiter gone": "unknown word 'gone': away, back",
+    "start-refused a": "text of the refusal is missing",
+    "assert disks odd": "equal, differ",
     "refused a failover": "text of the refusal is missing",
 }
 
@@ -100,6 +124,113 @@ def test_unit_conditions():
     assert compare(None, "!=", 1) and not compare(None, "contains", "x")
 
 
+# What is done to files
+
+class FakeHost:
+    def __init__(self, folder):
+        self.dir = str(folder)
+        self.state_file = f"{folder}/state/lab/state"
+        self.config = f"{folder}/lab.conf"
+        for path, text in ((self.state_file, "colod-state 1\ngeneration=4\nrole=secondary\nclaiming=0\nsha256=0\n"),
+                           (f"{folder}/state/lab/disk0.meta", "colod-disk 1\n" + "x" * 80), (f"{folder}/state/lab/disk0.map", "m" * 80),
+                           (f"{folder}/overlays/disk0.overlays/x", ""), (self.image(), "\0" * (1 << 20)), (self.config, "[vm]\nqemu=/q\nmachine=pc\n")):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w", encoding="ascii") as file:
+                file.write(text)
+
+    def image(self):
+        return f"{self.dir}/images/disk0.img"
+
+
+class FakeLab:
+    def __init__(self, folder):
+        self.dir = str(folder)
+        self.one = FakeHost(folder / "a")
+        self.settings = types.SimpleNamespace(disk_mib=1)
+        os.makedirs(f"{folder}/arbiter")
+        for number in (3, 4):
+            with open(f"{folder}/arbiter/lab.{number:020}", "w", encoding="ascii") as file:
+                file.write("b\n")
+
+    def host(self, name):
+        assert name == "a"
+        return self.one
+
+
+def contents(folder):
+    found = {}
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with open(f"{where}/{name}", "rb") as file:
+                found[f"{where}/{name}"] = file.read()
+    return found, sorted(where for where, _, _ in os.walk(folder))
+
+
+@pytest.mark.parametrize("what", ["state", "metadata", "map", "image", "size", "commit", "qemu"])
+def test_unit_what_is_damaged_is_repaired(tmp_path, what):
+    harm = Harm(FakeLab(tmp_path))
+    before = contents(tmp_path)
+    harm.damage("a", what)
+    assert contents(tmp_path) != before
+    harm.repair("a", what)
+    assert contents(tmp_path) == before
+    with pytest.raises(LabError, match="as it was"):
+        harm.repair("a", what)
+    harm.damage("a", what)
+    harm.arbiter("away")
+    harm.repair_all()
+    harm.repair_all()
+    assert contents(tmp_path) == before
+
+
+def test_unit_a_claim_that_was_not_noted_and_an_old_state(tmp_path):
+    lab = FakeLab(tmp_path)
+    harm = Harm(lab)
+    harm.remember("a")
+    harm.damage("a", "claim")
+    with open(lab.one.state_file, "rb") as file:
+        body, _, rest = file.read().partition(b"sha256=")
+    assert b"claiming=5\n" in body and rest.strip().decode() == hashlib.sha256(body).hexdigest()
+    with open(f"{tmp_path}/arbiter/lab.{5:020}", encoding="ascii") as file:
+        assert file.read() == "a\n"
+    harm.damage("a", "old-state")
+    with open(lab.one.state_file, encoding="ascii") as file:
+        assert "claiming=0" in file.read()
+    harm.repair_all()
+
+
+# docs/FAILURE-MODES.md
+
+def failure_rows():
+    """[(title of the table, first cell, last cell)] of each table of faults; a table without the column has None."""
+    found, title, columns = [], "", []
+    with open(f"{os.path.dirname(os.path.dirname(HERE))}/docs/FAILURE-MODES.md", encoding="utf-8") as file:
+        for line in file.read().splitlines():
+            cells = [cell.strip() for cell in line[1:-1].split("|")] if line.startswith("|") else []
+            if line.startswith("#"):
+                title = line.lstrip("# ")
+            elif cells[:1] == ["fault"]:
+                columns = cells
+            elif cells and not cells[0].startswith("---"):
+                assert len(cells) == len(columns), f"a cell is missing: {line}"
+                found.append((title, cells[0], cells[-1] if columns[-1] == "scenario" else None))
+    return found
+
+
+def test_unit_each_failure_mode_names_its_scenario_or_says_why_there_is_none():
+    rows = failure_rows()
+    assert {title for title, _, _ in rows} == {"Failure modes", "Disks", "Disks of a secondary, alone"} and len(rows) > 120
+    there = {os.path.basename(path) for path in SCENARIOS}
+    named = set()
+    for title, fault, cell in rows:
+        assert cell, f"{title}: {fault}: no scenario, and no reason"
+        names = re.findall(r"`([\w-]+\.scenario)`", cell)
+        named.update(names)
+        assert names or re.fullmatch(r"none: .{10,}", cell), f"{title}: {fault}: {cell}"
+        assert set(names) <= there, f"{title}: {fault}: {set(names) - there} is not in scenarios/"
+    assert there == named, f"no row names {there - named}"
+
+
 # The model
 
 def test_unit_one_host_may_be_hit_and_not_the_other():
@@ -119,6 +250,8 @@ LEGAL = (
     ("colo secondary failover", "kill struck qemu", *END),
     ("stall secondary at taking-over", "kill primary qemu", "thaw other colod", *END),
     ("delay peer 5ms", "kill primary colod", "heal", "start struck", "wait pair protected"),
+    ("fill-disk secondary images", "kill struck colod", "free-disk struck images", "start struck", "wait pair protected"),
+    ("kill primary host", "mend", "decide", "wait pair protected"),
 )
 ILLEGAL = (
     ("cut peer", "kill primary qemu", *END),  # the secondary may have been refused
@@ -141,6 +274,10 @@ ILLEGAL = (
     ("qmp primary x-colo-lost-heartbeat", "kill struck qemu", *END),
     ("freeze primary host", "kill struck qemu", "wait struck state standby", *END),  # its colod stands still, too
     ("streams stop", "mend"),
+    ("fill-disk primary images", *END),  # nobody else has room
+    ("fill-disk secondary overlays", "kill other qemu", *END),
+    ("fill-disk secondary images", "wait pair protected"),
+    ("kill primary host", "decide", *END),  # healed first
 )
 
 
@@ -163,8 +300,23 @@ def test_unit_drawn_rounds_are_legal_and_those_of_a_seed():
     again = Draw(7)
     assert [str(step) for step in again.round()] == [str(step) for step in rounds[0]]
     drawn = {step.verb for one in rounds for step in one}
-    # What needs a lab of its own, or is no fault, is not drawn.
-    assert drawn >= set(VERBS) - {"lab", "await", "fill-disk", "free-disk", "refused", "assert", "streams"}
+    # What needs a lab of its own, or a host that is down meanwhile, or is no fault, is not drawn.
+    assert drawn >= set(VERBS) - BY_HAND - {"fill-disk", "free-disk", "decide"}
+    assert not drawn & BY_HAND
+
+
+def test_unit_drawn_rounds_of_other_labs():
+    """An operator decides where the arbiter does not, and nobody waits for what only he brings about; disks get full where they can."""
+    manual = [Draw(3, {"arbiter": "manual"}).round() for _ in range(500)] + [Draw(4, {"arbiter": "manual"}).round()]
+    for steps in manual:
+        assert is_legal(steps)
+        assert [step.verb for step in steps[-3:]] == ["mend", "decide", "wait"]
+        assert sum(step.verb == "wait" for step in steps) == 1
+    draw = Draw(5, {"images": "a:64,b:64", "overlays": "a:64,b:64"})
+    full = [draw.round() for _ in range(500)]
+    assert all(is_legal(one) for one in full)
+    found = [step for one in full for step in one if step.verb in ("fill-disk", "free-disk")]
+    assert {step.verb for step in found} == {"fill-disk", "free-disk"} and {step.args["folder"] for step in found} == {"images", "overlays"}
 
 
 # The shrinker

@@ -150,6 +150,7 @@ def test_colod_of_a_lone_primary_restarted(pair):
     wait_images_equal(pair.lab, pair.primary)
 
 
+@pytest.mark.long  # also power.scenario
 @DISK
 def test_both_hosts_crash_at_once(pair):
     """The host whose disk is UpToDate starts the VM again, the other one does not, and says why."""
@@ -177,7 +178,7 @@ def test_both_hosts_crash_at_once(pair):
     wait_images_equal(pair.lab, primary)
 
 
-@pytest.mark.long  # also survivor-dies-too.scenario
+@pytest.mark.long  # also power.scenario
 @DISK
 def test_survivor_crashes_too(pair):
     """The survivor's disk is the newest: it starts the VM, whatever the old primary's says of itself."""
@@ -202,6 +203,7 @@ def test_survivor_crashes_too(pair):
 
 # Faults of the disks themselves (docs/block.md, "Errors")
 
+@pytest.mark.long  # also kill-secondary.scenario
 @DISK
 def test_forwarding_lost(pair):
     """The forwarder dies: the primary goes on alone, as after any loss of its peer; the guest notices nothing."""
@@ -216,6 +218,7 @@ def test_forwarding_lost(pair):
     wait_images_equal(pair.lab, pair.primary)
 
 
+@pytest.mark.long  # also kill-secondary.scenario
 @DISK
 def test_target_killed(pair):
     """SVM has lost its disk: it is given up, and the primary goes on."""
@@ -310,6 +313,7 @@ def test_secondary_disk_full(pair):
         assert not pair.has_qemu("b")
 
 
+@pytest.mark.long  # also freeze.scenario
 @DISK
 def test_target_hangs(pair):
     """The primary does not wait longer than for any message; the guest notices nothing but a pause."""

@@ -16,6 +16,7 @@ from lablib.util import wait_until
 from pair import REPROTECT_S
 from test_disk import writing
 
+pytestmark = pytest.mark.long  # each of them is in disk-errors.scenario, too
 FAILING = pytest.mark.lab(disk_mib=64, disks=2, exports={"a1": "qcow2", "b1": "failing"}, mode="lockstep")
 TOLD_S = 5  # from the request that fails to `Not protected`: an error shows at once, silence after message-timeout-ms
 

@@ -5,10 +5,12 @@ import re
 import shutil
 import time
 
+import pytest
 from pair import STALL_SILENT, STALL_TOLD
 
 from lablib.settings import VM
 
+pytestmark = pytest.mark.long  # all of it is in power.scenario and lone-primary.scenario, too
 QUIET_S = 3.0  # longer than colod's start-up grace and its retries
 
 

@@ -2,7 +2,10 @@
 """The guest reboots and powers off under protection."""
 import time
 
+import pytest
 from lablib.util import LabError, wait_until
+
+pytestmark = pytest.mark.long  # also power.scenario
 
 
 def test_reboot(pair):

@@ -70,6 +70,7 @@ def test_two_failovers(pair):
     pair.finish(mark, load, [pair.primary, pair.secondary, pair.primary])
 
 
+@pytest.mark.long  # also manual.scenario
 def test_adopted_by_a_restarted_colod(pair):
     """colod finds the tap by one of its descriptors and reads both queues again."""
     load = pair.load(streams=[Echo(pair.lab) for _ in range(4)])

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -12,13 +13,19 @@ from lablib.control import ControlError
 from lablib.oracles import Oracles
 from lablib.qmp import Qmp
 from lablib.settings import QMP_SOCKET
+from lablib.strangers import Strangers
+from lablib.topology import GUEST_ADDRESS
 from lablib.util import LabError, wait_until
 
-from .cast import Cast, other_of, status_of
+from .cast import RUNNING, Cast, other_of, status_of
+from .harm import Harm
 from .links import Links
 
 SURE_S = 0.25
 FLOW_S = 60
+FLOODS = {"nobody": (9999, 1000), "echo": (7, 30000)}  # the guest's port, bytes of a datagram
+WORD_S = 1.5  # until both hosts have heard of each other
+WAITING = ("claim-primary", "claim-secondary")
 SLICE_S = 0.1  # of a slow QEMU's standing and running
 
 
@@ -74,6 +81,7 @@ class Performer:
         self.seed = seed
         self.cast = Cast(lab)
         self.links = Links(lab)
+        self.harm = Harm(lab)
         self.slow = []
         self.frozen = set()  # (host, part)
         self.qmps = {}  # host -> (pid, Qmp)
@@ -128,7 +136,7 @@ class Performer:
     def _is_there(self, name, part):
         """What is gone already, by the fault before, needs no other one."""
         host = self.lab.host(name)
-        return bool({"qemu": host.qemus, "colod": host.colod, "host": host.everything}.get(part, host.plugins)())
+        return bool({"qemu": host.qemus, "colod": host.colod, "host": host.everything, "export": host.exports}.get(part, host.plugins)())
 
     def do_kill(self, step, host, part):
         name = self.resolve(host, struck=True)
@@ -230,6 +238,49 @@ class Performer:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._ballast(self.resolve(host), folder))
 
+    def do_disk_fault(self, step, host, what):
+        self.harm.disk_fault(self.resolve(host, struck=True), what)
+
+    def do_disk_mend(self, step, host):
+        self.harm.disk_mend(self.resolve(host))
+
+    # Files, the arbiter, strangers, frames
+
+    def do_damage(self, step, host, what):
+        self.harm.damage(self.resolve(host, struck=True), what)
+
+    def do_repair(self, step, host, what):
+        self.harm.repair(self.resolve(host), what)
+
+    def do_remember(self, step, host):
+        self.harm.remember(self.resolve(host))
+
+    def do_new_life(self, step, host):
+        self.lab.host(self.resolve(host)).new_life()
+
+    def do_arbiter(self, step, where):
+        self.harm.arbiter(where)
+
+    def do_disturb(self, step, host, door):
+        getattr(Strangers(self.lab), door)(self.resolve(host))
+
+    def do_flood(self, step, count, port):
+        place, size = FLOODS[port]
+        with self.lab.client_socket(socket.SOCK_DGRAM) as sock:
+            for _ in range(count):
+                with contextlib.suppress(OSError):  # that nobody listens
+                    sock.sendto(bytes(size), (GUEST_ADDRESS, place))
+
+    def do_lose_frames(self, step, host, place, count):
+        """Ends when all of them are lost."""
+        colod = self.lab.host(self.resolve(host, struck=True))
+
+        def lost():
+            return colod.status()["network"]["compare"]["test_lost_frames"]
+        goal = lost() + count
+        colod.call("test-lose", place=place, frames=count)
+        wait_until(lambda: lost() >= goal, step.within, lambda: f"{count} frames lost at {place}; {self.lab.describe()}", poll=0.005)
+
     # QMP and operators
 
     def _qmp(self, name):
@@ -266,6 +317,30 @@ class Performer:
                 raise LabError(f"refused with '{error}', which has no '{text}' in it") from error
         else:
             raise LabError(f"'{command}' was not refused")
+
+    def do_start_refused(self, step, host, text):
+        try:
+            self.do_start(step, host)
+        except LabError as error:
+            if text not in str(error):
+                raise LabError(f"it ended, and there is no '{text}' in {error}") from error
+        else:
+            raise LabError("colod was not refused")
+
+    def do_decide(self, step):
+        """A host that waits for a word for longer than it takes to hear one gets it; who runs the VM comes first, if both wait."""
+        end, since = time.monotonic() + step.within, None
+        while time.monotonic() < end:
+            states = {name: (status_of(host) or {}).get("state") for name, host in self.lab.hosts.items()}
+            waiting = sorted((WAITING.index(state), name) for name, state in states.items() if state in WAITING)
+            if set(states.values()) & set(RUNNING) - {"protected"} or self.lab.primary():
+                return
+            since = (since or time.monotonic()) if waiting else None
+            if since and time.monotonic() - since > WORD_S:
+                with contextlib.suppress(ControlError):  # it has heard from the other host meanwhile
+                    self.lab.host(waiting[0][1]).call("failover", timeout=step.within)
+                return
+            time.sleep(0.05)
 
     # Conditions
 
@@ -333,8 +408,19 @@ class Performer:
             wrong = self.oracles.after_failover()
             if wrong:
                 raise LabError("; ".join(wrong))
-        else:
+        elif condition[1] == "equal":
             verify(self.lab, step.within)
+        else:
+            self._differ(step.within)
+
+    def _differ(self, seconds):
+        try:
+            verify(self.lab, seconds)
+        except LabError as error:
+            if "differ" in str(error):
+                return
+            raise
+        raise LabError("colo verify finds no difference")
 
     def do_streams(self, step, what):
         if what == "stop":
@@ -346,6 +432,9 @@ class Performer:
 
     def do_guest(self, step, command):
         self.lab.guest_command(command, step.within)
+
+    def do_sh(self, step, command):
+        self.lab.guest_script(command, step.within)
 
     def do_pause(self, step, seconds):
         time.sleep(seconds)
@@ -366,6 +455,7 @@ class Performer:
             with contextlib.suppress(LabError, AttributeError):
                 self.lab.thaw(name, part)
         self.frozen.clear()
+        self.harm.repair_all()
         for name, host in self.lab.hosts.items():
             for folder in ("images", "overlays"):
                 self.do_free_disk(None, name, folder)

@@ -63,17 +63,40 @@ AFTER = (
     (1, ("clock-jump {side} {jump}",)),
     (1, ("thaw struck {frozen}",)),
 )
+# Only in labs whose folders have file systems of their own.
+FULL = (
+    (8, ("fill-disk secondary {folder}", "pause {ms}ms")),
+    (4, ("fill-disk secondary {folder}", "kill struck {part}")),
+    (2, ("fill-disk secondary {folder}", "pause {ms}ms", "free-disk struck {folder}")),
+)
 END = ("mend", "wait pair protected within 60s")
+# With the manual arbiter who goes on may be nobody, until an operator says so.
+MANUAL_END = ("mend", "decide", "wait pair protected within 60s")
 CHANCE_BEFORE, CHANCES_AFTER = 0.35, (0.8, 0.5, 0.3)
 
 
+def without_a_primary(templates):
+    """Those that need none, nor wait for one."""
+    return tuple((weight, lines) for weight, lines in templates
+                 if not any(line.startswith("wait") or "{side}" in line for line in lines))
+
+
 class Draw:
-    def __init__(self, seed):
+    """options: those of the lab."""
+
+    def __init__(self, seed, options=None):
+        options = options or {}
         self.random = random.Random(seed)
+        self.full = bool(options.get("images"))
+        self.manual = options.get("arbiter") == "manual"
+        self.main = (*MAIN, *(FULL if self.full else ()))
+        self.after = without_a_primary(AFTER) if self.manual else AFTER
+        self.end = MANUAL_END if self.manual else END
 
     def _values(self):
         choice = self.random.choice
-        return {"step": choice("1234567"), "part": choice(("qemu", "colod", "host")), "side": choice(("primary", "secondary")),
+        folder = {"folder": choice(("images", "overlays"))} if self.full else {}
+        return {**folder, "step": choice("1234567"), "part": choice(("qemu", "colod", "host")), "side": choice(("primary", "secondary")),
                 "frozen": choice(("qemu", "colod", "host")), "channel": choice(("control", "checkpoint", "frames")),
                 "ms": round(self.random.choice((30, 300, 600, 1000)) * self.random.uniform(0.5, 2)), "percent": choice((1, 5, 20)),
                 "share": choice((30, 60, 90)), "short": choice((2, 5, 10)), "rate": choice((0, 500, 2000)),
@@ -113,10 +136,10 @@ class Draw:
         if self.random.random() < CHANCE_BEFORE:
             add(BEFORE)
         steps.append(parse_line(f"pause {round(self.random.uniform(0, 1000))}ms"))  # anywhere within an epoch
-        add(MAIN)
+        add(self.main)
         for chance in CHANCES_AFTER:
             if self.random.random() < chance:
-                add(AFTER)
-        steps += [parse_line(line) for line in END]
+                add(self.after)
+        steps += [parse_line(line) for line in self.end]
         assert is_legal(steps), [str(step) for step in steps]
         return steps

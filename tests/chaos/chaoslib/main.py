@@ -9,7 +9,7 @@ import time
 
 from lablib.util import LabError, say
 
-from .draw import END, Draw
+from .draw import Draw
 from .record import Record
 from .session import Session, tell
 from .shrink import flatten, rounds_of, shrink
@@ -17,7 +17,8 @@ from .steps import Scenario, ScenarioError, parse_file, parse_line
 
 SHRINK_S = 150
 # Drawn runs differ in their labs, too.
-LABS = ({}, {}, {"mode": "buffered", "interval": "0"}, {"port": "stream"})
+LABS = ({}, {}, {"mode": "buffered", "interval": "0"}, {"port": "stream"}, {"arbiter": "manual"},
+        {"disk": "48", "images": "a:64,b:64", "overlays": "a:64,b:64"})
 
 
 def arguments(source):
@@ -113,8 +114,8 @@ def run_files(args, run):
 
 
 def run_random(args, run):
-    draw = Draw(args.seed)
     options = LABS[args.seed % len(LABS)]
+    draw = Draw(args.seed, options)
     end = time.monotonic() + args.minutes * 60
     steps, number = [], 0
     outcome = None
@@ -146,7 +147,7 @@ def save(path, scenario, outcome):
 
 def shrink_run(args, run, failed, outcome):
     """Runs shorter and shorter candidates, each on a new pair; what they find is not part of the record."""
-    ends = [parse_line(line) for line in END]
+    ends = [parse_line(line) for line in Draw(args.seed, failed.options).end]
     deadline = time.monotonic() + SHRINK_S
     session = None
 

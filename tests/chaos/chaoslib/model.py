@@ -31,6 +31,7 @@ class Model:
         self.off = False  # its colod does not run
         self.frozen = set()  # (host, part)
         self.wants = True  # protection
+        self.full = False  # a folder of the struck host
 
     def copy(self):
         other = Model()
@@ -47,7 +48,7 @@ class Model:
 
     def is_whole(self):
         """Nothing is left to be mended."""
-        return not (self.relay or self.cut or self.dull or self.slow or self.stall or self.off or self.frozen) and self.wants
+        return not (self.relay or self.cut or self.dull or self.slow or self.stall or self.off or self.full or self.frozen) and self.wants
 
     def apply(self, step):
         if self.phase == STALLED and not (step.verb in ("kill", "freeze", "mend", "pause") and step.args.get("host") in (None, "struck")):
@@ -201,6 +202,21 @@ class Model:
         if self.phase != PROTECTED or self.dull:
             raise Illegal("it may not answer")
 
+    def _fill_disk(self, host, folder):
+        if host != "secondary":
+            raise Illegal("the other one must have room")
+        self._strike(host)
+        self.full = True
+
+    def _free_disk(self, host, folder):
+        if host != "struck":
+            raise Illegal("it has room")
+        self.full = False
+
+    def _decide(self):
+        if not self.is_whole():
+            raise Illegal("an operator heals first")
+
     def _pause(self, seconds):
         pass
 
@@ -234,7 +250,7 @@ class Model:
         if self.phase == STALLED:
             raise Illegal("a checkpoint that stands is not mended")
         self._heal()
-        self.off = False
+        self.off = self.full = False
         self.frozen.clear()
         self.stall = None
         self.wants = True

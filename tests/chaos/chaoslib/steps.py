@@ -13,13 +13,18 @@ STATES = ("idle", "off", "claim-start", "starting", "adopting", "adopt-claim", "
           "protected", "handing-over", "judging", "claim-primary", "resuming", "incoming-start", "incoming", "standby",
           "proving", "claim-secondary", "taking-over", "stopping")
 CHECKPOINT_STEPS = ("1", "2", "3", "4", "5", "6", "7")
-PARTS = ("qemu", "colod", "host", "target", "mirror")
+PARTS = ("qemu", "colod", "host", "target", "mirror", "target1", "mirror1", "export")
 LINKS = ("peer", "client")
 CONNECTIONS = ("control", "checkpoint", "frames")
 CHANNELS = (*LINKS, "lan", *CONNECTIONS)
 FOLDERS = ("images", "overlays")
+DISK_FAULTS = ("read", "write", "hang")
+PLACES = ("at-engine", "primary-egress", "release", "mirror", "secondary-ingress", "rewriter-ingress", "rewriter-egress", "secondary-egress")
+HARMS = ("state", "old-state", "claim", "metadata", "map", "commit", "image", "size", "certificate", "address", "qemu")
+DOORS = ("peer", "control", "disk")
 OPERATORS = ("==", "!=", ">=", "<=", ">", "<", "contains")
-LAB_KEYS = ("mode", "port", "arbiter", "disk", "interval", "overlay", "queues", "images", "overlays", "spoils")
+NUMBERS = ("disk", "disks", "interval", "overlay", "queues", "cpus", "hold", "sync")
+LAB_KEYS = ("mode", "port", "arbiter", *NUMBERS, "images", "overlays", "exports", "spoils")
 
 
 class ScenarioError(Exception):
@@ -122,10 +127,12 @@ def parse_lab(words):
         key, _, value = words.take("option").partition("=")
         if key not in LAB_KEYS:
             raise ScenarioError(f"unknown option '{key}': {', '.join(LAB_KEYS)}")
-        if key in ("disk", "interval", "overlay", "queues") and not value.isdigit():
+        if key in NUMBERS and not value.isdigit():
             raise ScenarioError(f"{key} is a number, not '{value}'")
         if key in FOLDERS and not re.fullmatch(r"[ab]:\d+(,[ab]:\d+)*", value):
             raise ScenarioError(f"{key} is like a:12,b:12 (MiB), not '{value}'")
+        if key == "exports" and not re.fullmatch(r"[ab]\d:(qcow2|failing)(,[ab]\d:(qcow2|failing))*", value):
+            raise ScenarioError(f"exports are like a1:qcow2,b1:failing, not '{value}'")
         options[key] = value
     return {"options": options}
 
@@ -176,7 +183,7 @@ def parse_assert(words):
     if words.keyword("streams"):
         return {"host": None, "condition": ("streams", words.take("word", ("exact",)))}
     if words.keyword("disks"):
-        return {"host": None, "condition": ("disks", words.take("word", ("equal",)))}
+        return {"host": None, "condition": ("disks", words.take("word", ("equal", "differ")))}
     return {"host": words.host(), "condition": parse_condition(words)}
 
 
@@ -189,6 +196,10 @@ def parse_stall(words):
 def parse_refused(words):
     host, command = words.host(), words.take("command")
     return {"host": host, "command": command, "text": words.rest("text of the refusal")}
+
+
+def parse_lose_frames(words):
+    return {"host": words.host(), "place": words.take("place", PLACES), "count": int(words.match("count", r"\d+", "20").group(0))}
 
 
 def host_and(name, what, allowed):
@@ -223,15 +234,31 @@ VERBS = {
               lambda words: {"channel": words.take("connection", CONNECTIONS), "from": words.sender()}, 15),
     "fill-disk": ("HOST images|overlays", host_and("folder", "folder", FOLDERS), 20),
     "free-disk": ("HOST images|overlays", host_and("folder", "folder", FOLDERS), 20),
+    "disk-fault": ("HOST " + "|".join(DISK_FAULTS) + " (of a disk that is a failing export)", host_and("what", "fault", DISK_FAULTS), 10),
+    "disk-mend": ("HOST", lambda words: {"host": words.host()}, 10),
+    "damage": ("HOST " + "|".join(HARMS), host_and("what", "harm", HARMS), 20),
+    "repair": ("HOST " + "|".join(HARMS), host_and("what", "harm", HARMS), 20),
+    "remember": ("HOST (its state file, for damage HOST old-state)", lambda words: {"host": words.host()}, 10),
+    "new-life": ("HOST (its kernel has another boot id at its next start)", lambda words: {"host": words.host()}, 10),
+    "arbiter": ("away|back", lambda words: {"where": words.take("word", ("away", "back"))}, 10),
+    "disturb": ("HOST " + "|".join(DOORS), host_and("door", "door", DOORS), 20),
+    "flood": ("COUNT nobody|echo (small datagrams to a port of the guest where nobody listens, or large ones to its echo)",
+              lambda words: {"count": int(words.match("count", r"\d+", "3000").group(0)),
+                             "port": words.take("port", ("nobody", "echo"))}, 10),
+    "lose-frames": ("HOST PLACE COUNT (places: " + ", ".join(PLACES) + ")", parse_lose_frames, 10),
     "slow-peer": ("HOST PERCENT (so much of the time its QEMU stands still, until heal)", parse_slow, 10),
     "clock-jump": ("HOST +TIME|-TIME", parse_jump, 10),
     "colo": ("HOST COMMAND", lambda words: {"host": words.host(), "command": words.rest("command")}, 20),
     "refused": ("HOST COMMAND TEXT (the command is refused, and the text is in the reason)", parse_refused, 20),
+    "start-refused": ("HOST TEXT (colod ends at once, and the text is in its log)",
+                      lambda words: {"host": words.host(), "text": words.rest("text of the refusal")}, 30),
+    "decide": ("(an operator lets the host go on that waits for one)", lambda words: {}, 10),
     "stall": ("HOST at 1..7|STATE", parse_stall, 10),
     "wait": ("HOST CONDITION [within TIME]", parse_wait, 20),
-    "assert": ("HOST CONDITION, streams exact, disks equal", parse_assert, 30),
+    "assert": ("HOST CONDITION, streams exact, disks equal|differ", parse_assert, 30),
     "streams": ("stop|start", lambda words: {"what": words.take("word", ("stop", "start"))}, 60),
     "guest": ("COMMAND (a line to the guest's port 9)", lambda words: {"command": words.rest("command")}, 20),
+    "sh": ("COMMAND (a shell's, in the guest; it must succeed)", lambda words: {"command": words.rest("command")}, 30),
     "mend": ("(heals, thaws and starts whatever needs it)", lambda words: {}, 60),
     "pause": ("TIME (how long a fault lasts)", lambda words: {"seconds": seconds(words.take("time"))}, 600),
 }

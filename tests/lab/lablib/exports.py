@@ -93,11 +93,24 @@ class Failing(Export):
         return ["nbdkit", "-f", "-U", self.socket, "--filter=pause", "--filter=error", "file", self.image,
                 f"pause-control={self.folder}/{self.name}.pause", *errors]
 
-    @contextlib.contextmanager
-    def failing(self, *ops):
+    def fail(self, *ops):
         for op in ops:
             with open(self.trigger(op), "wb"):
                 pass
+
+    def hang(self):
+        """Requests that come from now on do."""
+        self._tell(b"p")
+
+    def mend(self):
+        for op in OPS:
+            remove(self.trigger(op))
+        if self.is_alive():
+            self._tell(b"r")
+
+    @contextlib.contextmanager
+    def failing(self, *ops):
+        self.fail(*ops)
         try:
             yield
         finally:
@@ -115,7 +128,7 @@ class Failing(Export):
     @contextlib.contextmanager
     def hanging(self):
         """Requests that come from now on hang."""
-        self._tell(b"p")
+        self.hang()
         try:
             yield
         finally:

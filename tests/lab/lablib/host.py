@@ -5,12 +5,14 @@ import os
 import re
 import signal
 import subprocess
+import uuid
 
 from . import control, exports, netns
 from .settings import VM
 from .util import LabError, Process, remove, run, wait_until
 
 STOP_S = 20
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 NICE = -10  # as deploy/systemd/colod@.service has it
 
 
@@ -129,7 +131,7 @@ class Host:
             log.write(b"--- lab: starting colod\n")
             log.flush()
             child = subprocess.Popen(
-                ["nice", "-n", str(NICE), *netns.enter_argv(self.room), program, VM, "--config", self.config,
+                ["nice", "-n", str(NICE), *netns.enter_argv(self.room), *self._life(), program, VM, "--config", self.config,
                  "--run-dir", f"{self.dir}/run", "--state-dir", f"{self.dir}/state"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment, cwd=self.dir)
         process = Process(child.pid)
@@ -140,6 +142,18 @@ class Host:
                    lambda: f"colod on {self.name} does not answer; its log ends with\n{self.log_tail()}")
         if not process.is_alive():
             raise LabError(f"colod on {self.name} ended at once; its log ends with\n{self.log_tail()}")
+
+    def new_life(self):
+        """From the next start on the kernel says another boot id, as after a crash of the host."""
+        with open(f"{self.dir}/boot-id", "w", encoding="ascii") as file:
+            file.write(f"{uuid.uuid4()}\n")
+
+    def _life(self):
+        """What to put before a command, so that it sees that boot id; the pid stays the command's."""
+        if not os.path.exists(f"{self.dir}/boot-id"):
+            return []
+        script = f'mount --bind {self.dir}/boot-id {BOOT_ID} && exec "$@"'
+        return ["unshare", "-m", "--propagation", "slave", "--", "sh", "-c", script, "colod"]
 
     def stop_colod(self):
         process = self.colod()

@@ -18,6 +18,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
 UP_S = 90
 HTTP_S = 20
+PLUGINS = ("target", "mirror", "target1", "mirror1")
 
 
 class GuestConnection(http.client.HTTPConnection):
@@ -286,17 +287,21 @@ class Lab:
             colod.wait_gone(10)
         elif what == "host":
             self._power_off(host)
-        elif what in ("target", "mirror"):
+        elif what == "export":
+            for export in host.exports():
+                export.kill()
+        elif what in PLUGINS:
             self._plugin(host, what).kill(signal.SIGKILL)
         else:
-            raise LabError(f"kill what? qemu, colod, host, target or mirror, not '{what}'")
+            raise LabError(f"kill what? qemu, colod, host, export, {', '.join(PLUGINS)}, not '{what}'")
 
     @staticmethod
     def _plugin(host, what):
-        """The process of the first disk."""
-        found = host.plugins().get(f"disk0-{what}")
+        """The process of the first disk, or of the one with that number."""
+        name = f"disk{what[6:] or 0}-{what[:6]}"
+        found = host.plugins().get(name)
         if not found:
-            raise LabError(f"no disk0-{what} runs on {host.name}: {', '.join(host.plugins()) or 'none at all'}")
+            raise LabError(f"no {name} runs on {host.name}: {', '.join(host.plugins()) or 'none at all'}")
         return found
 
     @staticmethod
@@ -335,7 +340,10 @@ class Lab:
             host.qemu().kill(signal.SIGSTOP)
         elif what == "colod":
             host.colod().kill(signal.SIGSTOP)
-        elif what in ("target", "mirror"):
+        elif what == "export":
+            for export in host.exports():
+                export.process.kill(signal.SIGSTOP)
+        elif what in PLUGINS:
             self._plugin(host, what).kill(signal.SIGSTOP)
         elif what == "host":
             processes = host.everything()
@@ -343,7 +351,7 @@ class Lab:
             for process in processes:
                 process.kill(signal.SIGSTOP)
         else:
-            raise LabError(f"freeze what? qemu, colod, host, target or mirror, not '{what}'")
+            raise LabError(f"freeze what? qemu, colod, host, export, {', '.join(PLUGINS)}, not '{what}'")
 
     def thaw(self, name, what):
         host = self.host(name)
@@ -352,14 +360,17 @@ class Lab:
                 process.kill(signal.SIGCONT)
         elif what == "colod":
             host.colod().kill(signal.SIGCONT)
-        elif what in ("target", "mirror"):
+        elif what == "export":
+            for export in host.exports():
+                export.process.kill(signal.SIGCONT)
+        elif what in PLUGINS:
             self._plugin(host, what).kill(signal.SIGCONT)
         elif what == "host":
             self._plug_all(name)
             for process in host.everything():
                 process.kill(signal.SIGCONT)
         else:
-            raise LabError(f"thaw what? qemu, colod, host, target or mirror, not '{what}'")
+            raise LabError(f"thaw what? qemu, colod, host, export, {', '.join(PLUGINS)}, not '{what}'")
 
     def cut(self):
         """The peer link goes silent; carrier and addresses stay on both hosts."""

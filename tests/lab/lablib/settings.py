@@ -32,7 +32,7 @@ port={port}
 queues={queues}
 [network]
 mode={mode}
-{compare}{interval}{disks}[host]
+{compare}{hold}{interval}{disks}[host]
 name={host}
 initial-role={role}
 [peer]
@@ -55,6 +55,7 @@ class Settings:
     memory_mib: int = 128
     interval_ms: int = 0  # the mode's default
     compare_timeout_ms: int = 0  # the default
+    hold_mib: int = 0  # bound of held output; the default
     arbiter: str = "file"
     port: str = "tap"
     disk_mib: int = 0  # no disk
@@ -110,6 +111,7 @@ class Settings:
             mac=topology.GUEST_MAC, port=self.port, cpus=self.cpus, queues=self.queues, mode=self.mode, host=host,
             extra=f"extra-args=-qmp;unix:{QMP_SOCKET},server=on,wait=off\n" if self.qmp else "",
             compare=f"compare-timeout-ms={self.compare_timeout_ms}\n" if self.compare_timeout_ms else "",
+            hold=f"hold-limit-mib={self.hold_mib}\n" if self.hold_mib else "",
             interval=f"[checkpoint]\ninterval-ms={self.interval_ms}\n" if self.interval_ms else "",
             role="primary" if host == "a" else "secondary", peer=peer,
             address=topology.PEER_ADDRESS[host], peer_address=topology.PEER_ADDRESS[peer],
