@@ -133,8 +133,10 @@ def test_boots(make_host, device):
     wait_until(lambda: b"B" in read_file(f"{host.folder}/serial", 4096, 0))
 
 
-def test_copy_mirror_failover_move(pair):
+@pytest.mark.parametrize("overlay", ["files", "memory"])
+def test_copy_mirror_failover_move(make_host, overlay):
     """The guest's writes at each stage, and all of them in the image of the host that goes on."""
+    pair = Pair(make_host, overlay=overlay)
     guest = pair.start_primary()
     guest.write(b"before" + bytes(BLOCK - 6), 0)
     pair.start_secondary()
@@ -144,6 +146,9 @@ def test_copy_mirror_failover_move(pair):
     pair.checkpoint(1)
     svm = pair.b.guests[-1]
     assert svm.read(7, BLOCK) == b"epoch 1"
+    target = pair.b.tool.call("status")["status"]["target"]
+    assert target["durable_overlays"] is (overlay == "files")
+    assert os.path.exists(f"{pair.b.state}/disk0.overlays/active") is (overlay == "files")
     svm.write(b"own" + bytes(BLOCK - 3), 2 * BLOCK)
     guest.write(b"lost" + bytes(BLOCK - 4), 3 * BLOCK)
     pair.a.qmp.call("stop")
