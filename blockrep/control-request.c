@@ -67,13 +67,14 @@ take_bool(json_object *value, bool *ret_bool)
 }
 
 static bool
-take_until(json_object *value, bool *ret_durable)
+take_until(json_object *value, DiskRequest *request)
 {
     const char *text =
         json_object_is_type(value, json_type_string) ? json_object_get_string(value) : "";
 
-    *ret_durable = g_str_equal(text, "durable");
-    return *ret_durable || g_str_equal(text, "committed");
+    request->begun = g_str_equal(text, "begun");
+    request->durable = g_str_equal(text, "durable");
+    return request->begun || request->durable || g_str_equal(text, "committed");
 }
 
 static bool
@@ -141,7 +142,7 @@ take_argument(DiskRequest *request, DiskArgument argument, json_object *value)
     case DISK_ARG_DURABLE:
         return take_bool(value, &request->durable);
     case DISK_ARG_UNTIL:
-        return take_until(value, &request->durable);
+        return take_until(value, request);
     case DISK_ARG_TIMEOUT:
         return take_timeout(value, &request->timeout_ms);
     case DISK_ARG_FIRST:

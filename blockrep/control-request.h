@@ -44,6 +44,7 @@ typedef struct DiskRequest {
     unsigned command; /* index in the set */
     uint64_t generation, epoch;
     uint64_t after; /* status: wait for a change from this one; 0: answer at once */
+    bool begun;     /* failover: answer when SVM's view is what counts */
     bool durable;   /* barrier: on the medium too; failover: answer when it cannot be undone */
     bool first;     /* alone: the disk was never replicated, and this host is to be primary */
     char *host;     /* connect; owned */

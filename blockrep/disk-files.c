@@ -244,7 +244,7 @@ disk_plugin_prepare(Plugin *plugin, GError **error)
     if (plugin->kind == PLUGIN_TARGET) {
         if (!prepare_tls(disk, error))
             return FALSE;
-        if (g_mkdir(overlays, 0700) < 0 && errno != EEXIST)
+        if (!disk->config.overlays_in_memory && g_mkdir(overlays, 0700) < 0 && errno != EEXIST)
             return fail_errno(overlays, errno, error);
     }
     if (plugin->fds[0] < 0)
@@ -275,7 +275,10 @@ add_target(const Disk *disk, GPtrArray *argv)
 {
     g_autofree char *overlays = overlay_dir(disk);
 
-    add(argv, "overlay-dir=%s", overlays);
+    if (disk->config.overlays_in_memory)
+        add(argv, "overlay=memory");
+    else
+        add(argv, "overlay-dir=%s", overlays);
     add(argv, "overlay-limit=%" PRIu64, disk->config.overlay_limit_bytes);
 }
 

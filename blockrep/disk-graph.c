@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* disk-graph.c - a disk's nodes and device in QEMU; the move to the local image
  *
- * NAME (quorum) has two children on both hosts and for ever: NAME-local, a raw node whose file is
- * the image (NAME-file) or the target's export (NAME-target), and NAME-mirror, the forwarder. The
- * move exchanges what NAME-local stands on by one blockdev-reopen: QEMU lets the requests under way
- * come to their end, holds new ones back, and no device or quorum child changes.
+ * Who writes for itself has a quorum of two: NAME-local, a raw node whose file is the image
+ * (NAME-file), and NAME-mirror, the forwarder. On a primary that is NAME, which the device stands
+ * on. A secondary's NAME is a raw node over the target's export (NAME-target): its forwarder would
+ * have nothing to do but to receive what it forgets. It is connected already, though, as
+ * NAME-mirror. The move makes the quorum, NAME-quorum, and exchanges what NAME stands on by one
+ * blockdev-reopen: QEMU lets the requests under way come to their end, holds new ones back, and no
+ * device changes. (blockdev-add of an NBD node waits for its server in QEMU's main loop: so not
+ * then.)
  *
  * No `yank` before it: both NBD nodes are UNIX sockets to processes of ours. One that does not
  * answer is killed (disk-process.c), and QEMU sends its requests again to the next; `yank` would
@@ -99,22 +103,29 @@ nbd_node(const Disk *disk, PluginKind kind, const char *suffix, const char *expo
 }
 
 static json_object *
-local_node(const Disk *disk, const char *file_suffix)
+raw_node(const Disk *disk, const char *suffix, const char *file_suffix)
 {
-    json_object *object = node(disk, "raw", "-local");
+    json_object *object = node(disk, "raw", suffix);
 
     add_name(object, "file", disk, file_suffix);
     add_string(object, "discard", "unmap");
     add_string(object, "detect-zeroes", "off");
-    if (g_str_equal(file_suffix, "-file"))
-        add_cache(object, disk);
     return object;
 }
 
 static json_object *
-quorum_node(const Disk *disk)
+local_node(const Disk *disk)
 {
-    json_object *object = node(disk, "quorum", "");
+    json_object *object = raw_node(disk, "-local", "-file");
+
+    add_cache(object, disk);
+    return object;
+}
+
+static json_object *
+quorum_node(const Disk *disk, const char *suffix)
+{
+    json_object *object = node(disk, "quorum", suffix);
     json_object *children = json_object_new_array();
     g_autofree char *local = g_strconcat(disk->config.name, "-local", NULL);
     g_autofree char *mirror = g_strconcat(disk->config.name, "-mirror", NULL);
@@ -170,15 +181,16 @@ disk_add_arguments(const Disk *disk, DiskRole role, GPtrArray *argv)
     switch (role) {
     case DISK_PRIMARY:
         add_node(argv, file_node(disk));
-        add_node(argv, local_node(disk, "-file"));
+        add_node(argv, local_node(disk));
+        add_node(argv, nbd_node(disk, PLUGIN_FORWARDER, "-mirror", ""));
+        add_node(argv, quorum_node(disk, ""));
         break;
     case DISK_SECONDARY:
+        add_node(argv, nbd_node(disk, PLUGIN_FORWARDER, "-mirror", ""));
         add_node(argv, nbd_node(disk, PLUGIN_TARGET, "-target", "active"));
-        add_node(argv, local_node(disk, "-target"));
+        add_node(argv, raw_node(disk, "", "-target"));
         break;
     }
-    add_node(argv, nbd_node(disk, PLUGIN_FORWARDER, "-mirror", ""));
-    add_node(argv, quorum_node(disk));
     add_device(disk, argv);
 }
 
@@ -196,30 +208,54 @@ move_delete(Op *op)
     disk_op_ask_qemu(op, "blockdev-del", arguments, op->after_move);
 }
 
-void
-disk_graph_drain(Op *op, OpFunc next)
+static void
+reopen(Op *op, json_object *with, OpFunc next)
 {
     json_object *arguments = json_object_new_object();
     json_object *options = json_object_new_array();
 
-    json_object_array_add(options, local_node(op->disk, "-file"));
+    json_object_array_add(options, with);
     json_object_object_add(arguments, "options", options);
     op->ignore_error = false;
     disk_op_ask_qemu(op, "blockdev-reopen", arguments, next);
 }
 
+void
+disk_graph_drain(Op *op, OpFunc next)
+{
+    reopen(op, local_node(op->disk), next);
+}
+
 static void
 move_reopen(Op *op)
 {
-    disk_graph_drain(op, move_delete);
+    reopen(op, raw_node(op->disk, "", "-quorum"), move_delete);
+}
+
+static void
+move_add(Op *op, json_object *with, OpFunc next)
+{
+    op->ignore_error = true;
+    disk_op_ask_qemu(op, "blockdev-add", with, next);
+}
+
+static void
+move_add_quorum(Op *op)
+{
+    move_add(op, quorum_node(op->disk, "-quorum"), move_reopen);
+}
+
+static void
+move_add_local(Op *op)
+{
+    move_add(op, local_node(op->disk), move_add_quorum);
 }
 
 void
 disk_graph_move(Op *op, OpFunc next)
 {
     op->after_move = next;
-    op->ignore_error = true;
-    disk_op_ask_qemu(op, "blockdev-add", file_node(op->disk), move_reopen);
+    move_add(op, file_node(op->disk), move_add_local);
 }
 
 /* --- Settling --- */

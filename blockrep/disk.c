@@ -424,7 +424,10 @@ disk_failover(Disk *disk, uint64_t generation, DiskDoneFunc done, gpointer user_
     json_object *arguments = with_generation(generation);
     Op *op = disk_op_new(disk, done, user_data);
 
-    json_object_object_add(arguments, "until", json_object_new_string("durable"));
+    /* What is in memory is safe only at the end of the commit, which may take long. */
+    json_object_object_add(
+        arguments, "until",
+        json_object_new_string(disk->config.overlays_in_memory ? "begun" : "durable"));
     /* From here on the target is started anew if it dies: if the order has reached the medium it
      * goes on with it, and if not it says so. */
     disk->failed_over = true;

@@ -30,18 +30,19 @@ typedef enum DiskError {
 /* Borrowed strings must outlive the disk. Paths are absolute. What is asked of
  * an image that is an export blocks for half a second at most, and only until it was answered. */
 typedef struct DiskConfig {
-    const char *name;           /* "disk0": names sockets, nodes, files */
-    const char *image;          /* of the same size on both hosts: image.h */
-    const char *device;         /* QEMU's device model: virtio-blk-pci, scsi-hd, ide-hd, nvme */
-    const char *cache;          /* "none" or "writeback": of the local image in QEMU */
-    const char *run_dir;        /* sockets */
-    const char *state_dir;      /* metadata, map */
-    const char *overlay_dir;    /* overlays, commit record; NULL: state_dir */
-    const char *nbdkit;         /* the program */
-    const char *plugin_dir;     /* of our plugins; NULL: nbdkit's own */
-    const char *listen_address; /* of the target, numeric */
-    uint16_t listen_port;       /* the same on both hosts */
-    const char *peer_host;      /* address, or name, by which the other host's certificate goes */
+    const char *name;            /* "disk0": names sockets, nodes, files */
+    const char *image;           /* of the same size on both hosts: image.h */
+    const char *device;          /* QEMU's device model: virtio-blk-pci, scsi-hd, ide-hd, nvme */
+    const char *cache;           /* "none" or "writeback": of the local image in QEMU */
+    const char *run_dir;         /* sockets */
+    const char *state_dir;       /* metadata, map */
+    const char *overlay_dir;     /* overlays, commit record; NULL: state_dir */
+    gboolean overlays_in_memory; /* then a crash in a failover's commit loses the disk */
+    const char *nbdkit;          /* the program */
+    const char *plugin_dir;      /* of our plugins; NULL: nbdkit's own */
+    const char *listen_address;  /* of the target, numeric */
+    uint16_t listen_port;        /* the same on both hosts */
+    const char *peer_host;       /* address, or name, by which the other host's certificate goes */
     const char *tls_ca, *tls_cert, *tls_key;
     uint64_t overlay_limit_bytes, window_limit_bytes;
     uint64_t sync_rate_bytes_s; /* 0: no limit */

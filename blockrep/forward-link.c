@@ -291,8 +291,9 @@ turn(Forward *forward)
     gboolean ok =
         nbd_peer_run(forward->peer, forward->wake_fd, forward->n_done > 0 ? 0 : until_ns, &error);
 
-    (void)!read(forward->wake_fd, &count, sizeof(count)); /* reset; empty is fine */
     forward_lock(forward);
+    if (!forward->link_waits && read(forward->wake_fd, &count, sizeof(count)) < 0)
+        g_assert_not_reached(); /* forward_wake() has written */
     forward->link_waits = false;
     account_all(forward);
     if (!ok)

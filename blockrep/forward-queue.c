@@ -144,6 +144,18 @@ line_remove(ForwardQueue *queue, Set *set, const Slot *slot)
 
 /* --- The ring --- */
 
+/* While little waits only the front of the ring is used: memory that was used shortly before is in
+ * the caches, and the rest need not become resident. The way to the end counts as used until what
+ * lies before it is confirmed; so there must be little of that, and much room at the front. */
+static bool
+is_front_better(const ForwardQueue *queue, uint64_t len)
+{
+    uint64_t place = queue->head % queue->limit_bytes, used = queue->head - queue->tail;
+
+    return place >= queue->limit_bytes / 8 && used <= queue->limit_bytes / 32 &&
+           len <= place - used;
+}
+
 /* Where @len bytes in a row would go; false: no room now. */
 static bool
 ring_find(const ForwardQueue *queue, uint64_t len, uint64_t *ret_start)
@@ -152,7 +164,7 @@ ring_find(const ForwardQueue *queue, uint64_t len, uint64_t *ret_start)
     uint64_t start = is_empty ? 0 : queue->head, tail = is_empty ? 0 : queue->tail;
     uint64_t to_end = queue->limit_bytes - start % queue->limit_bytes;
 
-    if (to_end < len)
+    if (to_end < len || (!is_empty && is_front_better(queue, len)))
         start += to_end;
     *ret_start = start;
     /* Blocks are given back later than slots, if those before them are not. */

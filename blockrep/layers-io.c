@@ -148,7 +148,7 @@ bytes_of(const Layers *layers, uint64_t first, unsigned n)
     return (size_t)MIN(n * BLOCK, layers->disk->size_bytes - first * BLOCK);
 }
 
-/* @n <= COPY_BLOCKS blocks that hidden does not have. */
+/* @n <= COPY_BLOCKS blocks that no overlay has. */
 static int
 save_run(Layers *layers, uint64_t first, unsigned n, Fault *ret_fault)
 {
@@ -177,18 +177,21 @@ save_run(Layers *layers, uint64_t first, unsigned n, Fault *ret_fault)
     return 0;
 }
 
+/* What SVM has written itself nobody will read below active again: not SVM, which has the whole
+ * block there, and not the commit, which takes active's. Both are emptied together. */
 int
 io_save_old(Layers *layers, uint64_t len, uint64_t offset, Fault *ret_fault)
 {
     uint64_t end = (offset + len + BLOCK - 1) / BLOCK;
-    uint32_t slots[COPY_BLOCKS];
+    uint32_t hidden[COPY_BLOCKS], active[COPY_BLOCKS];
     unsigned n;
 
     for (uint64_t first = offset / BLOCK; first < end; first += n) {
         n = (unsigned)MIN(end - first, COPY_BLOCKS);
-        (void)overlay_find(layers->hidden, first, n, slots);
+        (void)overlay_find(layers->hidden, first, n, hidden);
+        (void)overlay_find(layers->active, first, n, active);
         for (unsigned i = 0, j; i < n; i = j + 1) {
-            for (j = i; j < n && slots[j] == OVERLAY_NONE; j++)
+            for (j = i; j < n && hidden[j] == OVERLAY_NONE && active[j] == OVERLAY_NONE; j++)
                 ;
             int r = j > i ? save_run(layers, first + i, j - i, ret_fault) : 0;
 

@@ -5,8 +5,8 @@
  * ===================
  * What each side sees, while mirroring:
  *
- *     target  reads the disk; writes: old blocks to hidden (the first time in an epoch), then the
- * disk active  reads active, else hidden, else disk; writes to active
+ *     target  reads the disk; writes: old blocks that no overlay has to hidden, then the disk
+ *     active  reads active, else hidden, else disk; writes to active
  *
  * So what active reads changes by active's writes alone, however the disk moves below it; and
  * emptying both overlays makes it the disk.

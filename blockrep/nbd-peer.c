@@ -21,7 +21,12 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_MINIMUM_BLOCK = 1 }; /* guests' ranges are forwarded as they are */
+enum {
+    MAX_MINIMUM_BLOCK = 1, /* guests' ranges are forwarded as they are */
+    /* libnbd sends a TLS record, at most 16 KiB, for each call. So many of them go out before we
+     * look what else there is; one that finds no room in the socket is sent again later. */
+    RECORDS_AT_ONCE = 4,
+};
 
 typedef struct Under {
     NbdPeer *peer;
@@ -107,6 +112,16 @@ begin_tcp(NbdPeer *peer, const NbdPeerConfig *config, const char *tls_folder, GE
     return TRUE;
 }
 
+static void
+send_some(struct nbd_handle *nbd)
+{
+    for (int i = 0; i < RECORDS_AT_ONCE; i++) {
+        if (nbd_aio_notify_write(nbd) < 0 ||
+            !(nbd_aio_get_direction(nbd) & LIBNBD_AIO_DIRECTION_WRITE))
+            return;
+    }
+}
+
 /* One turn of the state machine. 1: something was done; 0: a time or @wake_fd; -1: stop. */
 static int
 turn(NbdPeer *peer, int wake_fd, int64_t until_ns)
@@ -128,7 +143,7 @@ turn(NbdPeer *peer, int wake_fd, int64_t until_ns)
     if (direction & LIBNBD_AIO_DIRECTION_READ && fds[0].revents & (POLLIN | POLLHUP | POLLERR))
         (void)nbd_aio_notify_read(peer->nbd);
     else if (fds[0].revents)
-        (void)nbd_aio_notify_write(peer->nbd);
+        send_some(peer->nbd);
     return fds[0].revents ? 1 : 0;
 }
 

@@ -80,48 +80,41 @@ result(int r)
 
 /* --- Requests --- */
 
+typedef enum Transfer { TRANSFER_READ, TRANSFER_WRITE } Transfer;
+
+/* In pieces on one connection; a write only reads through the pointer. */
 static int
-nbd_store_read(Store *store, void *buf, size_t len, uint64_t offset)
+transfer(NbdStore *nbd, uint8_t *buf, size_t len, uint64_t offset, Transfer how)
 {
     struct nbd_handle *handle;
-    uint8_t *to = buf;
     int r = 0;
 
-    if (!store_has(store, len, offset))
+    if (!store_has(&nbd->base, len, offset))
         return -EINVAL;
-    handle = take(of(store));
+    handle = take(nbd);
     while (len > 0 && r == 0) {
         size_t piece = MIN(len, MAX_PIECE_BYTES);
 
-        r = result(nbd_pread(handle, to, piece, offset, 0));
-        to += piece;
+        r = result(how == TRANSFER_READ ? nbd_pread(handle, buf, piece, offset, 0)
+                                        : nbd_pwrite(handle, buf, piece, offset, 0));
+        buf += piece;
         offset += piece;
         len -= piece;
     }
-    give_back(of(store), handle);
+    give_back(nbd, handle);
     return r;
+}
+
+static int
+nbd_store_read(Store *store, void *buf, size_t len, uint64_t offset)
+{
+    return transfer(of(store), buf, len, offset, TRANSFER_READ);
 }
 
 static int
 nbd_store_write(Store *store, const void *buf, size_t len, uint64_t offset)
 {
-    struct nbd_handle *handle;
-    const uint8_t *from = buf;
-    int r = 0;
-
-    if (!store_has(store, len, offset))
-        return -EINVAL;
-    handle = take(of(store));
-    while (len > 0 && r == 0) {
-        size_t piece = MIN(len, MAX_PIECE_BYTES);
-
-        r = result(nbd_pwrite(handle, from, piece, offset, 0));
-        from += piece;
-        offset += piece;
-        len -= piece;
-    }
-    give_back(of(store), handle);
-    return r;
+    return transfer(of(store), (uint8_t *)(uintptr_t)buf, len, offset, TRANSFER_WRITE);
 }
 
 static int
@@ -263,24 +256,43 @@ why_not(struct nbd_handle *handle)
     return NULL;
 }
 
-static gboolean
-check(NbdStore *nbd, const char *image, GError **error)
+/* What the export can be asked for besides; block status only if the context was negotiated. */
+static void
+look_at(NbdStore *nbd, struct nbd_handle *handle, int64_t size)
 {
-    struct nbd_handle *first = nbd->handles[0];
-    const char *reason = why_not(first);
-    int64_t size = nbd_get_size(first);
+    nbd->base.size_bytes = (uint64_t)size;
+    nbd->can_zero = nbd_can_zero(handle) == 1;
+    nbd->has_extents = nbd_can_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
+}
+
+/* Another size, or something else that it can: another server has taken the socket over. */
+static bool
+is_as_first(const NbdStore *nbd, struct nbd_handle *handle, int64_t size)
+{
+    NbdStore other = {0};
+
+    look_at(&other, handle, size);
+    return other.base.size_bytes == nbd->base.size_bytes && other.can_zero == nbd->can_zero &&
+           other.has_extents == nbd->has_extents && nbd_can_multi_conn(handle) == 1;
+}
+
+/* Each connection is checked before it is used. */
+static gboolean
+check(NbdStore *nbd, struct nbd_handle *handle, const char *image, GError **error)
+{
+    const char *reason = why_not(handle);
+    int64_t size = nbd_get_size(handle);
 
     if (!reason && size <= 0)
         reason = "is empty";
-    if (reason) {
+    if (!reason && nbd->n_handles == 0)
+        look_at(nbd, handle, size);
+    else if (!reason && !is_as_first(nbd, handle, size))
+        reason = "is not the same for each connection";
+    if (reason)
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED, "%s: the export %s", image,
                     reason);
-        return FALSE;
-    }
-    nbd->base.size_bytes = (uint64_t)size;
-    nbd->can_zero = nbd_can_zero(first) == 1;
-    nbd->has_extents = nbd_can_meta_context(first, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
-    return TRUE;
+    return reason == NULL;
 }
 
 static gboolean
@@ -297,11 +309,15 @@ connect_all(NbdStore *nbd, const char *image, StoreAccess access, GError **error
 
         if (!handle)
             return FALSE;
+        if (!check(nbd, handle, image, error)) {
+            nbd_close(handle);
+            return FALSE;
+        }
         nbd->idle[nbd->n_idle++] = nbd->handles[nbd->n_handles++] = handle;
         if (nbd_can_multi_conn(handle) == 1)
             n = access == STORE_READ ? CONNECTIONS_READ : CONNECTIONS;
     }
-    return check(nbd, image, error);
+    return TRUE;
 }
 
 static Store *

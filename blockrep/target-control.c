@@ -140,7 +140,7 @@ order(void *user_data, const DiskRequest *request, int64_t deadline_ns, GError *
         return target_barrier(target, request->durable, deadline_ns, error);
     case COMMAND_FAILOVER:
         return target_failover(target, request->generation, deadline_ns, error) &&
-               target_wait_commit(target, request->durable, deadline_ns, error);
+               (request->begun || target_wait_commit(target, request->durable, deadline_ns, error));
     case COMMAND_STATUS:
     case COMMAND_QUIT:
     case COMMAND_COUNT:

@@ -20,6 +20,7 @@ static const char *const policies[] = {"size", "full", "pass", NULL};
 static const char *const roles[] = {"primary", "secondary", NULL};
 static const char *const devices[] = {"virtio-blk-pci", "scsi-hd", "ide-hd", "nvme", NULL};
 static const char *const caches[] = {"none", "writeback", NULL};
+static const char *const overlays[] = {"files", "memory", NULL};
 static const char *const arbiters[] = {"manual", "file", NULL};
 
 static_assert(CONFIG_ROLE_PRIMARY == 0 && CONFIG_ROLE_SECONDARY == 1, "order of roles[]");
@@ -74,6 +75,8 @@ const ConfigKey config_keys[] = {
      .choices = caches, .doc = "whether QEMU uses this host's page cache"},
     {CONFIG_GROUP_DISK, "port", CONFIG_TYPE_UINT, DISK_MEMBER(port), .min = 1, .max = 65535,
      .doc = "the TCP port of the disk's replication, the same on both hosts"},
+    {CONFIG_GROUP_DISK, "overlay", CONFIG_TYPE_CHOICE, DISK_MEMBER(overlay), .standard = "files",
+     .choices = overlays, .doc = "where the secondary keeps what one epoch writes"},
     {CONFIG_GROUP_DISK, "overlay-limit-mib", CONFIG_TYPE_UINT, DISK_MEMBER(overlay_limit_mib),
      .standard = "1024", .min = 1, .max = 64 * 1024,
      .doc = "the bound of what one epoch may write to the disk in MiB"},

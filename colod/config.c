@@ -538,6 +538,7 @@ config_free(Config *config)
         g_free(config->disks[i].image);
         g_free(config->disks[i].device);
         g_free(config->disks[i].cache);
+        g_free(config->disks[i].overlay);
         g_free(config->disks[i].overlay_dir);
     }
     g_free(config->vm_name);

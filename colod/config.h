@@ -40,6 +40,7 @@ typedef struct ConfigDisk {
     char *cache;  /* "none" or "writeback" */
     unsigned
         port; /* of this host's disk target and of the peer's; default: listen's + 1 + number */
+    char *overlay; /* "files" or "memory" */
     unsigned overlay_limit_mib, window_mib;
     unsigned sync_rate_mib; /* MiB/s; 0: no limit */
     char *overlay_dir;      /* NULL: the VM's state directory */

@@ -31,6 +31,7 @@ make_disk(Daemon *d, const ConfigDisk *config)
         .run_dir = d->run_dir,
         .state_dir = d->disks->state_dir,
         .overlay_dir = config->overlay_dir,
+        .overlays_in_memory = g_str_equal(config->overlay, "memory"),
         .nbdkit = d->disks->nbdkit,
         .plugin_dir = d->disks->plugin_dir,
         .listen_address = c->listen_address,

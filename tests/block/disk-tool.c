@@ -273,6 +273,8 @@ set_value(DiskConfig *config, const char *key, const char *value)
 
     if (strcmp(key, "port") == 0)
         config->listen_port = (uint16_t)number;
+    else if (strcmp(key, "overlay") == 0)
+        config->overlays_in_memory = strcmp(value, "memory") == 0;
     else if (strcmp(key, "overlay-limit") == 0)
         config->overlay_limit_bytes = number;
     else if (strcmp(key, "window-limit") == 0)

@@ -133,8 +133,10 @@ def test_boots(make_host, device):
     wait_until(lambda: b"B" in read_file(f"{host.folder}/serial", 4096, 0))
 
 
-def test_copy_mirror_failover_move(pair):
+@pytest.mark.parametrize("overlay", ["files", "memory"])
+def test_copy_mirror_failover_move(make_host, overlay):
     """The guest's writes at each stage, and all of them in the image of the host that goes on."""
+    pair = Pair(make_host, overlay=overlay)
     guest = pair.start_primary()
     guest.write(b"before" + bytes(BLOCK - 6), 0)
     pair.start_secondary()
@@ -144,6 +146,9 @@ def test_copy_mirror_failover_move(pair):
     pair.checkpoint(1)
     svm = pair.b.guests[-1]
     assert svm.read(7, BLOCK) == b"epoch 1"
+    target = pair.b.tool.call("status")["status"]["target"]
+    assert target["durable_overlays"] is (overlay == "files")
+    assert os.path.exists(f"{pair.b.state}/disk0.overlays/active") is (overlay == "files")
     svm.write(b"own" + bytes(BLOCK - 3), 2 * BLOCK)
     guest.write(b"lost" + bytes(BLOCK - 4), 3 * BLOCK)
     pair.a.qmp.call("stop")
@@ -158,7 +163,27 @@ def test_copy_mirror_failover_move(pair):
     status = pair.b.tool.call("status")["status"]
     assert status["forwarder"]["mode"] == "alone" and status["forwarder"]["meta"]["generation"] == 2
     names = {node["node-name"] for node in pair.b.qmp.call("query-named-block-nodes")}
-    assert {"disk0", "disk0-local", "disk0-mirror", "disk0-file"} <= names and "disk0-target" not in names
+    assert {"disk0", "disk0-quorum", "disk0-local", "disk0-mirror", "disk0-file"} <= names and "disk0-target" not in names
+
+
+def test_forwarder_of_a_secondary(pair):
+    """What SVM writes is not sent to its forwarder, which would forget it; nor does it wait for one that hangs."""
+    pair.start_primary()
+    pair.start_secondary()
+    pair.protect()
+    os.kill(pair.b.pid("mirror"), signal.SIGSTOP)
+    svm = Guest(pair.b)
+    svm.write(b"own" + bytes(BLOCK - 3), BLOCK)
+    svm.flush()
+    assert svm.read(3, BLOCK) == b"own"
+    os.kill(pair.b.pid("mirror"), signal.SIGCONT)
+    assert pair.b.control("mirror", "status")["return"]["requests"] == 0
+    names = {node["node-name"] for node in pair.b.qmp.call("query-named-block-nodes")}
+    assert {"disk0", "disk0-target", "disk0-mirror"} <= names and not {"disk0-quorum", "disk0-local"} & names
+    pair.a.stop_qemu()
+    pair.fail_over()
+    svm.write(b"counted" + bytes(BLOCK - 7), BLOCK)
+    assert pair.b.control("mirror", "status")["return"]["requests"] == 1
 
 
 def test_status_is_not_stale(pair):

@@ -102,6 +102,29 @@ def test_target_on_qcow2(make_target, make_export, qemu_tool, tmp_path):
     assert content(export, qemu_tool) == view
 
 
+class Plain(Failing):
+    """A raw image by an nbdkit that negotiates no meta context."""
+
+    def command(self):
+        return ["nbdkit", "-f", "-U", self.socket, "--no-sr", "file", self.image]
+
+
+@pytest.mark.parametrize("cls,has_holes", [(Failing, True), (Plain, False)])
+def test_block_status(make_target, make_export, cls, has_holes):
+    """Of a disk whose export knows base:allocation the holes are known; of another one all is data."""
+    target = make_target_on(make_target, make_export(cls))
+    target.mirror()
+    handle = nbd.NBD()
+    handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+    handle.connect_uri(target.uri("active"))
+    handle.pwrite(b"x" * 4096, 0)
+    found = []
+    handle.block_status(MIB, 0, lambda _context, _offset, entries, _error: found.extend(entries) or 0)
+    handle.shutdown()
+    assert found[:2] == [4096, 0] if has_holes else set(found[1::2]) == {0}
+    assert any(found[1::2]) is has_holes and sum(found[::2]) >= MIB
+
+
 def test_fio_on_qcow2(make_target, make_export):
     """fio writes and verifies while checkpoints are made; requests run in parallel."""
     target = make_target_on(make_target, make_export(Qcow2))

@@ -22,7 +22,6 @@ enum {
     OPT_GO = 7,
     REP_ACK = 1,
     REP_INFO = 3,
-    EXPORT_FLAGS = 1 | 4 | 8 | 0x20 | 0x40, /* flags, flush, FUA, trim, write-zeroes */
     CMD_READ = 0,
     CMD_WRITE = 1,
     CMD_DISC = 2,
@@ -53,7 +52,8 @@ struct FakeNbd {
     pthread_t thread;
     pthread_mutex_t mutex; /* all below, and what is sent */
     pthread_cond_t changed;
-    uint64_t size_bytes;
+    uint64_t size_bytes, later_size_bytes;
+    unsigned first_flags, later_flags;
     uint8_t *disk, *bits;
     bool hold, stopping;
     uint32_t fail;
@@ -133,6 +133,8 @@ answer_option(int fd, uint32_t option, uint32_t type, const void *data, uint32_t
 static bool
 take_export(Connection *connection, const uint8_t *data, uint32_t len)
 {
+    FakeNbd *fake = connection->fake;
+    bool is_later = fake->later_size_bytes > 0 && connection != fake->connections;
     uint32_t name_len = len >= 4 ? (uint32_t)get(data, 4) : UINT32_MAX;
     uint8_t info[12] = {0};
 
@@ -140,8 +142,8 @@ take_export(Connection *connection, const uint8_t *data, uint32_t len)
         if (name_len == strlen(export_names[i]) && len >= 4 + name_len &&
             memcmp(data + 4, export_names[i], name_len) == 0) {
             connection->export = i;
-            put(info + 2, export_size(connection->fake, i), 8);
-            put(info + 10, EXPORT_FLAGS, 2);
+            put(info + 2, is_later ? fake->later_size_bytes : export_size(fake, i), 8);
+            put(info + 10, is_later ? fake->later_flags : fake->first_flags, 2);
             answer_option(connection->fd, OPT_GO, REP_INFO, info, sizeof(info));
             answer_option(connection->fd, OPT_GO, REP_ACK, NULL, 0);
             return true;
@@ -329,6 +331,7 @@ fake_nbd_new(const char *path, uint64_t size_bytes)
 
     fake->path = g_strdup(path);
     fake->size_bytes = size_bytes;
+    fake->first_flags = FAKE_NBD_FLAGS;
     fake->disk = g_malloc0(size_bytes);
     fake->bits = g_malloc0(n_chunks(fake) / 8 + 1);
     (void)pthread_mutex_init(&fake->mutex, NULL);
@@ -338,6 +341,14 @@ fake_nbd_new(const char *path, uint64_t size_bytes)
     ck_assert_int_eq(fcntl(fake->listen_fd, F_SETFL, 0), 0);
     ck_assert_int_eq(pthread_create(&fake->thread, NULL, run_accept, fake), 0);
     return fake;
+}
+
+void
+fake_nbd_offer(FakeNbd *fake, unsigned first_flags, unsigned later_flags, uint64_t later_size_bytes)
+{
+    fake->first_flags = first_flags;
+    fake->later_flags = later_flags;
+    fake->later_size_bytes = later_size_bytes;
 }
 
 void

@@ -16,6 +16,17 @@ typedef struct FakeNbd FakeNbd;
 FakeNbd *fake_nbd_new(const char *path, uint64_t size_bytes);
 void fake_nbd_free(FakeNbd *fake);
 
+/** What the first connection and the later ones are told; flags: of the transmission. */
+void fake_nbd_offer(FakeNbd *fake, unsigned first_flags, unsigned later_flags,
+                    uint64_t later_size_bytes);
+enum {
+    FAKE_NBD_READ_ONLY = 2,
+    FAKE_NBD_FLUSH = 4,
+    FAKE_NBD_ZERO = 0x40,
+    FAKE_NBD_MULTI_CONN = 0x100,
+    FAKE_NBD_FLAGS = 1 | 4 | 8 | 0x20 | 0x40
+}; /* flags, flush, FUA, trim, write-zeroes */
+
 /** While true, changes are neither carried out nor answered. */
 void fake_nbd_hold(FakeNbd *fake, bool hold);
 /** Waits until @n are kept back. */

@@ -54,6 +54,9 @@ START_TEST(unit_requests)
     expect_request("{\"command\": \"checkpoint\", \"arguments\": {\"epoch\": 3}}", "checkpoint");
     expect_request("{\"command\": \"barrier\", \"arguments\": {\"durable\": true}}", "barrier");
     expect_request("{\"command\": \"failover\", \"arguments\": {\"generation\": 3, \"until\": "
+                   "\"begun\"}}",
+                   "failover");
+    expect_request("{\"command\": \"failover\", \"arguments\": {\"generation\": 3, \"until\": "
                    "\"committed\"}}",
                    "failover");
 }

@@ -170,6 +170,68 @@ START_TEST(err_a_full_window)
 }
 END_TEST
 
+/* While the peer keeps up, the same memory is used again and again; all of it is there for one that
+ * does not. */
+START_TEST(life_the_front_of_the_window)
+{
+    enum { LIMIT = 4 * MIB, STEP = 64 * 1024, STEPS = 1000 };
+    g_autoptr(ForwardQueue) queue = forward_queue_new(LIMIT, 512);
+    ForwardEntry *before = NULL;
+    const uint8_t *base = NULL;
+    uint64_t offset = 0, reach = 0;
+
+    for (int i = 0; i < STEPS; i++, offset += 2 * STEP) { /* never empty, and no neighbours */
+        ck_assert_uint_eq(forward_queue_add(queue, FORWARD_WRITE, offset, STEP, pattern), STEP);
+
+        ForwardEntry *entry = take(queue, FORWARD_WRITE, offset, STEP);
+
+        base = base ? base : entry->data;
+        reach = MAX(reach, (uint64_t)(entry->data - base) + STEP);
+        if (before)
+            forward_queue_done(queue, before);
+        before = entry;
+    }
+    ck_assert_uint_le(reach, LIMIT / 8 + STEP);
+    forward_queue_done(queue, before);
+
+    uint64_t taken = 0;
+
+    while (forward_queue_add(queue, FORWARD_WRITE, offset + 2 * taken, STEP, pattern) == STEP)
+        taken += STEP;
+    ck_assert_uint_eq(taken, LIMIT);
+}
+END_TEST
+
+/* What goes back to the front never writes over what waits: one is always left in flight. */
+START_TEST(life_a_peer_that_falls_behind)
+{
+    enum { LIMIT = 4 * MIB, STEP = 100 * 1000 };
+    g_autoptr(ForwardQueue) queue = forward_queue_new(LIMIT, 512);
+    g_autofree uint8_t *data = g_malloc(STEP);
+    ForwardEntry *flight[64];
+    unsigned n = 0, first = 0;
+
+    for (unsigned round = 1, sent = 0; round < 300; round++) {
+        for (unsigned i = 0; i <= round * 7 % 41; i++, sent++, n++) {
+            const uint64_t offset = UINT64_C(2) * STEP * sent;
+
+            memset(data, (int)(sent % 251), STEP);
+            if (forward_queue_add(queue, FORWARD_WRITE, offset, STEP, data) == 0)
+                break; /* the way to the end counts as used */
+            flight[sent % 64] = take(queue, FORWARD_WRITE, offset, STEP);
+        }
+        ck_assert_uint_gt(n, MIN(round * 7 % 41, LIMIT / 8 / STEP));
+        for (; n > 1; n--, first++) {
+            const ForwardEntry *entry = flight[first % 64];
+
+            ck_assert_int_eq(entry->data[0], first % 251);
+            ck_assert_int_eq(memcmp(entry->data, entry->data + 1, STEP - 1), 0);
+            forward_queue_done(queue, flight[first % 64]);
+        }
+    }
+}
+END_TEST
+
 START_TEST(life_forgets_all)
 {
     g_autoptr(ForwardQueue) queue = forward_queue_new(4 * MIB, 16);
@@ -382,4 +444,5 @@ END_TEST
 
 CHECK_MAIN("forward-queue", unit_neighbours_are_merged, unit_the_newest_data_is_sent,
            unit_what_is_in_flight_is_waited_for, unit_a_reserved_range, unit_held_until_release,
-           unit_zeros_over_writes, err_a_full_window, life_forgets_all, unit_random_requests)
+           unit_zeros_over_writes, err_a_full_window, life_forgets_all,
+           life_the_front_of_the_window, life_a_peer_that_falls_behind, unit_random_requests)

@@ -180,6 +180,55 @@ START_TEST(life_store)
 }
 END_TEST
 
+/* Size and flags are looked at before anything is used, of each connection. */
+START_TEST(err_exports_that_do_not_fit)
+{
+    static const struct {
+        unsigned first, later;
+        uint64_t later_size;
+        const char *want; /* NULL: it fits */
+    } cases[] = {
+        {FAKE_NBD_FLAGS | FAKE_NBD_READ_ONLY, 0, 0, "is read-only"},
+        {FAKE_NBD_FLAGS & ~FAKE_NBD_FLUSH, 0, 0, "cannot flush"},
+        {FAKE_NBD_FLAGS & ~FAKE_NBD_ZERO, 0, 0, NULL},
+        {FAKE_NBD_FLAGS | FAKE_NBD_MULTI_CONN, FAKE_NBD_FLAGS | FAKE_NBD_MULTI_CONN, SIZE, NULL},
+        {FAKE_NBD_FLAGS | FAKE_NBD_MULTI_CONN, FAKE_NBD_FLAGS | FAKE_NBD_MULTI_CONN, SIZE / 2,
+         "is not the same for each connection"},
+        {FAKE_NBD_FLAGS | FAKE_NBD_MULTI_CONN, FAKE_NBD_FLAGS, SIZE,
+         "is not the same for each connection"},
+        {FAKE_NBD_FLAGS | FAKE_NBD_MULTI_CONN,
+         (FAKE_NBD_FLAGS | FAKE_NBD_MULTI_CONN) & ~FAKE_NBD_ZERO, SIZE,
+         "is not the same for each connection"},
+        {FAKE_NBD_FLAGS | FAKE_NBD_MULTI_CONN,
+         FAKE_NBD_FLAGS | FAKE_NBD_MULTI_CONN | FAKE_NBD_READ_ONLY, SIZE, "is read-only"},
+    };
+    g_autofree char *path = g_build_filename(folder, "offer", NULL);
+    g_autofree char *uri = uri_of("target", path);
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(cases); i++) {
+        FakeNbd *fake = fake_nbd_new(path, SIZE);
+        g_autoptr(GError) error = NULL;
+        uint8_t byte = 1;
+
+        fake_nbd_offer(fake, cases[i].first, cases[i].later, cases[i].later_size);
+
+        Store *store = store_open(uri, STORE_WRITE, &error);
+
+        ck_assert_msg(!store == (cases[i].want != NULL), "case %u", i);
+        ck_assert_msg(store || strstr(error->message, cases[i].want), "case %u: %s", i,
+                      error ? error->message : "");
+        if (store) {
+            ck_assert_int_eq(store_write(store, &byte, 1, 7), 0);
+            ck_assert_int_eq(store_zero(store, 8, 0, false), 0);
+            fake_nbd_peek(fake, &byte, 1, 7);
+            ck_assert_int_eq(byte, 0);
+        }
+        store_free(store);
+        fake_nbd_free(fake);
+    }
+}
+END_TEST
+
 START_TEST(err_lost_connection_stays_lost)
 {
     g_autofree char *path = g_build_filename(folder, "lost", NULL);
@@ -231,6 +280,7 @@ run(void)
         unit_size,
         err_server_that_says_nothing,
         life_store,
+        err_exports_that_do_not_fit,
         err_lost_connection_stays_lost,
         unit_store_of_a_path,
     };
@@ -241,7 +291,7 @@ run(void)
 int
 main(void)
 {
-    static const char *const names[] = {"size", "file", "silent", "store", "lost", "raw"};
+    static const char *const names[] = {"size", "file", "silent", "store", "offer", "lost", "raw"};
     int result;
 
     if (!g_mkdtemp(folder))

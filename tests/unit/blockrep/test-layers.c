@@ -73,6 +73,27 @@ START_TEST(unit_saved_once_an_epoch)
 }
 END_TEST
 
+/* Nobody reads below a block that SVM has written. */
+START_TEST(unit_not_saved_where_active_has_it)
+{
+    g_autoptr(World) world = world_new(SIZE, LIMIT);
+    LayersCounters counters;
+
+    ck_assert_int_eq(world_op(world, OP_WRITE, SIDE_ACTIVE, 3 * BLOCK + 5, 10, 1), 0);
+    ck_assert_int_eq(world_op(world, OP_WRITE, SIDE_TARGET, 2 * BLOCK, 4 * BLOCK, 2), 0);
+    world_check(world);
+    layers_counters(world->layers, &counters);
+    ck_assert_uint_eq(counters.saved_bytes, 3 * BLOCK);
+    ck_assert_uint_eq(overlay_used_bytes(layers_hidden(world->layers)), 3 * BLOCK);
+    /* Of the next epoch active has nothing. */
+    ck_assert_int_eq(world_op(world, OP_CHECKPOINT, 0, 0, 0, 0), 0);
+    ck_assert_int_eq(world_op(world, OP_WRITE, SIDE_TARGET, 3 * BLOCK, BLOCK, 3), 0);
+    world_check(world);
+    layers_counters(world->layers, &counters);
+    ck_assert_uint_eq(counters.saved_bytes, 4 * BLOCK);
+}
+END_TEST
+
 START_TEST(unit_modes_refuse)
 {
     static const struct {
@@ -431,8 +452,8 @@ START_TEST(life_many_threads)
 }
 END_TEST
 
-CHECK_MAIN("layers", unit_two_views, unit_saved_once_an_epoch, unit_modes_refuse,
-           unit_outside_the_disk, err_hidden_copy_read, err_hidden_copy_write,
+CHECK_MAIN("layers", unit_two_views, unit_saved_once_an_epoch, unit_not_saved_where_active_has_it,
+           unit_modes_refuse, unit_outside_the_disk, err_hidden_copy_read, err_hidden_copy_write,
            err_hidden_full_by_limit, err_hidden_full_by_file_system, err_secondary_disk,
            err_secondary_disk_flush, err_active_disk, err_active_full,
            err_active_full_by_file_system, unit_high_water_is_told_once_an_epoch,

@@ -159,10 +159,10 @@ END_TEST
 
 START_TEST(unit_disks)
 {
-    g_autoptr(Config) config =
-        parse_more("[disk0]\nimage=/srv/a.raw\n"
-                   "[disk1]\nimage=/dev/vg/b\ndevice=scsi-hd\ncache=writeback\nport=9000\n"
-                   "overlay-limit-mib=2\nwindow-mib=5\nsync-rate-mib=4\noverlay-dir=/srv/o\n");
+    g_autoptr(Config) config = parse_more(
+        "[disk0]\nimage=/srv/a.raw\n"
+        "[disk1]\nimage=/dev/vg/b\ndevice=scsi-hd\ncache=writeback\nport=9000\n"
+        "overlay=memory\noverlay-limit-mib=2\nwindow-mib=5\nsync-rate-mib=4\noverlay-dir=/srv/o\n");
 
     ck_assert_uint_eq(config->n_disks, 2);
     ck_assert_str_eq(config->disks[0].name, "disk0");
@@ -173,11 +173,13 @@ START_TEST(unit_disks)
     ck_assert_uint_eq(config->disks[0].overlay_limit_mib, 1024);
     ck_assert_uint_eq(config->disks[0].window_mib, 64);
     ck_assert_uint_eq(config->disks[0].sync_rate_mib, 0);
+    ck_assert_str_eq(config->disks[0].overlay, "files");
     ck_assert_ptr_null(config->disks[0].overlay_dir);
     ck_assert_str_eq(config->disk_host, "2001:db8::2");
     ck_assert_str_eq(config->disks[1].device, "scsi-hd");
     ck_assert_str_eq(config->disks[1].cache, "writeback");
     ck_assert_uint_eq(config->disks[1].port, 9000);
+    ck_assert_str_eq(config->disks[1].overlay, "memory");
     ck_assert_uint_eq(config->disks[1].overlay_limit_mib, 2);
     ck_assert_uint_eq(config->disks[1].window_mib, 5);
     ck_assert_uint_eq(config->disks[1].sync_rate_mib, 4);
@@ -199,6 +201,8 @@ START_TEST(err_disks_that_do_not_go_together)
     assert_more_refused("[disk0]\nimage=disk.raw\n", CONFIG_ERROR_VALUE, 15, "no absolute path");
     assert_more_refused("[disk8]\nimage=/a\n", CONFIG_ERROR_UNKNOWN, 14,
                         "number the disks from disk0 to disk7");
+    assert_more_refused("[disk0]\nimage=/a\noverlay=ram\n", CONFIG_ERROR_VALUE, 16,
+                        "[disk0] overlay: ");
     assert_more_refused("[disk1]\nimage=/a\n", CONFIG_ERROR_VALUE, 14, "without gaps");
     assert_more_refused("[disk0]\nimage=/a\n[disk1]\nimage=/a\n", CONFIG_ERROR_VALUE, 17,
                         "[disk1] image: another disk");
