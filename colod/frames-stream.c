@@ -4,8 +4,10 @@
  *
  * The proxy thread has no GLib main context, and needs none: the pollable streams are used without
  * sources, on the socket's descriptor. What TLS has read and deciphered does not make the
- * descriptor readable; the proxy therefore reads until -EAGAIN. After -EAGAIN from a write TLS
- * holds the record enciphered, and the proxy offers the same bytes again.
+ * descriptor readable: after a read that filled the buffer the rest of the record may be there.
+ * After a shorter one nothing is, since GnuTLS takes no more from the socket than the record it is
+ * at. After -EAGAIN from a write TLS holds the record enciphered, and the proxy offers the same
+ * bytes again.
  *
  * GIO makes an error object for each -EAGAIN, inside of TLS too. That is the one allocation on this
  * path; it comes once per wake-up, not once per frame.
@@ -22,6 +24,7 @@ typedef struct FramesStream {
     GPollableInputStream *in;
     GPollableOutputStream *out;
     int fd;
+    bool filled; /* the last read got all it asked for */
 } FramesStream;
 
 static ssize_t
@@ -42,6 +45,7 @@ frames_read(gpointer opaque, void *bytes, size_t len)
     g_autoptr(GError) error = NULL;
     gssize n = g_pollable_input_stream_read_nonblocking(frames->in, bytes, len, NULL, &error);
 
+    frames->filled = n == (gssize)len;
     return n >= 0 ? n : error_number(error);
 }
 
@@ -54,6 +58,12 @@ frames_write(gpointer opaque, const void *bytes, size_t len)
     ssize_t r = n >= 0 ? n : error_number(error);
 
     return r == 0 ? -ECONNRESET : r;
+}
+
+static bool
+frames_holds(gpointer opaque)
+{
+    return ((FramesStream *)opaque)->filled;
 }
 
 static void
@@ -83,6 +93,7 @@ frames_stream_new(GIOStream *stream)
     };
     return (ProxyPeer){.read = frames_read,
                        .write = frames_write,
+                       .holds = frames_holds,
                        .close = frames_close,
                        .fd = frames->fd,
                        .opaque = frames};

@@ -178,7 +178,7 @@ read_some(Nic *nic)
                                  nic);
 
     nic->lost_due = true;
-    nic->port_readable = n > 0;
+    nic->port_readable = n > 0 && !nic->port->drained;
     if (n < 0)
         nic_fail_port(nic, -n);
     if (nic->egress == PROXY_EGRESS_OPEN)

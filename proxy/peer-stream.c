@@ -10,7 +10,8 @@
  * In: a ring is filled until the peer has no more; messages are decoded and used in place. What is
  * not consumed stays in front and, when the ring is full, stops the peer. But what wakes the thread
  * is used at once if it is less than a record: most often it is all there is, somebody waits for
- * it, and to be told by TLS that there is no more costs about as much as to read it.
+ * it, and to be told by TLS that there is no more costs about as much as to read it. If TLS holds
+ * nothing, the descriptor tells of what follows.
  *
  * The peer is authenticated but not trusted with our memory: what it says is checked here and in
  * frame-wire.c. A malformed message ends the stream with a text that names it. Numbers must grow;
@@ -173,8 +174,10 @@ peer_stream_fill(PeerStream *stream, int64_t now_ns)
             break;
         byte_ring_produce(&stream->in, (size_t)n);
         came += (size_t)n;
-        if (stream->woken && n < RECORD_BYTES)
+        if (stream->woken && n < RECORD_BYTES) {
+            stream->readable = !stream->peer.holds || stream->peer.holds(stream->peer.opaque);
             break;
+        }
     }
     stream->woken = false;
     if (came > 0)

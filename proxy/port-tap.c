@@ -66,6 +66,7 @@ enum {
      * their final place. */
     BATCH = 32,
     LARGE_BYTES = 4096,
+    LARGE_BATCH = 8,
     VLAN_BYTES = 4,
     MAC_BYTES = 12,
     COUNTERS_BYTES = 4096, /* of /proc/net/dev: two interfaces, and what a kernel may add */
@@ -129,10 +130,8 @@ vlan_of(struct msghdr *message)
 }
 
 static int
-receive(TapPort *tap, const HoldQueue *queue, unsigned max)
+receive(TapPort *tap, const HoldQueue *queue, unsigned n)
 {
-    unsigned n = MIN(max, tap->large ? 1 : BATCH);
-
     for (unsigned i = 0; i < n; i++) {
         tap->iovecs[i] =
             (struct iovec){.iov_base = hold_queue_slot(queue, i), .iov_len = HOLD_QUEUE_FRAME_MAX};
@@ -159,11 +158,11 @@ receive(TapPort *tap, const HoldQueue *queue, unsigned max)
     }
 }
 
+/* @n frames, or as many as there are. */
 static int
-tap_read(Port *port, const HoldQueue *queue, unsigned max, PortSink sink, gpointer user_data)
+read_batch(TapPort *tap, const HoldQueue *queue, unsigned asked, PortSink sink, gpointer user_data)
 {
-    TapPort *tap = (TapPort *)port;
-    int n = receive(tap, queue, max);
+    int n = receive(tap, queue, asked);
     size_t longest = 0;
 
     for (int i = 0; i < n; i++) {
@@ -183,7 +182,31 @@ tap_read(Port *port, const HoldQueue *queue, unsigned max, PortSink sink, gpoint
     }
     if (n > 0)
         tap->large = longest > LARGE_BYTES;
+    /* An error that waits for the end is told by another read only. */
+    tap->port.drained = n >= 0 && (unsigned)n < asked && !tap->pending_error;
     return n;
+}
+
+static int
+tap_read(Port *port, const HoldQueue *queue, unsigned max, PortSink sink, gpointer user_data)
+{
+    TapPort *tap = (TapPort *)port;
+    unsigned total = 0;
+
+    if (!tap->large)
+        return read_batch(tap, queue, MIN(max, BATCH), sink, user_data);
+    while (total < MIN(max, LARGE_BATCH) && tap->large) {
+        int n = read_batch(tap, queue, 1, sink, user_data);
+
+        if (n < 0 && total > 0)
+            tap->pending_error = n;
+        else if (n < 0)
+            return n;
+        if (n <= 0)
+            break;
+        total++;
+    }
+    return (int)total;
 }
 
 static int

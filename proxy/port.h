@@ -41,6 +41,7 @@ struct Port {
     const PortOps *ops;
     int fd;
     bool partial; /* QEMU has the beginning of the frame last offered: no other may follow */
+    bool drained; /* the last read() got all there was: the descriptor tells of more */
 };
 
 /** A private tap of @queues in a new namespace, their descriptors for QEMU in @ret_guest_fds; or,

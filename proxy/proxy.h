@@ -90,6 +90,8 @@ typedef enum ProxyEgress {
 typedef struct ProxyPeer {
     ssize_t (*read)(gpointer opaque, void *bytes, size_t len); /* 0: the end */
     ssize_t (*write)(gpointer opaque, const void *bytes, size_t len);
+    /* What the last read() left behind may be more than @fd shows. NULL: it may always. */
+    bool (*holds)(gpointer opaque);
     void (*close)(gpointer opaque); /* frees @opaque; the last call */
     int fd; /* readable: read() may give something; writable likewise. Borrowed until close() */
     gpointer opaque;

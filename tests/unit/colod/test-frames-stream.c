@@ -167,6 +167,46 @@ START_TEST(unit_a_full_socket_is_eagain_and_the_record_is_whole)
 }
 END_TEST
 
+/* Records of all sizes, many at once: read only as often as the descriptor, or holds(), says that
+ * there is something. Whatever TLS kept to itself would be missing. */
+START_TEST(unit_nothing_is_held_that_is_not_told)
+{
+    static const size_t sizes[] = {1, 100, 16384, 100, 5000, 16383, 16384, 16384, 7, 1};
+    static uint8_t bytes[16384], got[20000];
+    const size_t rooms[] = {sizeof(got), 1000, 16384};
+    Side alpha, beta;
+    size_t sent = 0, came = 0;
+
+    pair_up(&alpha, &beta);
+
+    ProxyPeer a = frames_stream_new(peer_link_take_stream(alpha.link, PEER_CHANNEL_FRAMES));
+    ProxyPeer b = frames_stream_new(peer_link_take_stream(beta.link, PEER_CHANNEL_FRAMES));
+    struct pollfd p = {.fd = b.fd, .events = POLLIN};
+
+    /* What came with the handshake. */
+    ck_assert_int_eq(b.read(b.opaque, got, sizeof(got)), -EAGAIN);
+    for (unsigned round = 0; round < G_N_ELEMENTS(rooms); round++) {
+        for (unsigned i = 0; i < G_N_ELEMENTS(sizes); i++) {
+            ck_assert_int_eq(a.write(a.opaque, bytes, sizes[i]), (ssize_t)sizes[i]);
+            sent += sizes[i];
+        }
+        while (came < sent) {
+            ck_assert_int_eq(poll(&p, 1, DEADLINE_MS), 1);
+            do {
+                ssize_t n = b.read(b.opaque, got, rooms[round]);
+
+                ck_assert(n > 0 || n == -EAGAIN);
+                came += n > 0 ? (size_t)n : 0;
+            } while (b.holds(b.opaque));
+        }
+        ck_assert_uint_eq(came, sent);
+    }
+    a.close(a.opaque);
+    b.close(b.opaque);
+    pair_clear(&alpha, &beta);
+}
+END_TEST
+
 START_TEST(err_the_peers_close_is_the_end)
 {
     Side alpha, beta;
@@ -214,6 +254,7 @@ main(void)
     const TTest *const tests[] = {
         unit_both_ways_at_full_speed,
         unit_a_full_socket_is_eagain_and_the_record_is_whole,
+        unit_nothing_is_held_that_is_not_told,
         err_the_peers_close_is_the_end,
         life_the_link_goes_down_under_the_proxy,
     };

@@ -16,6 +16,7 @@ typedef struct FakePeer {
     unsigned n_writes, n_closed;
     int read_error, write_error;
     bool at_end;
+    bool shows_all; /* the descriptor does */
 } FakePeer;
 
 static ssize_t
@@ -56,6 +57,12 @@ fake_write(gpointer opaque, const void *bytes, size_t len)
     return (ssize_t)len;
 }
 
+static bool
+fake_holds(gpointer opaque)
+{
+    return !((FakePeer *)opaque)->shows_all;
+}
+
 static void
 fake_close(gpointer opaque)
 {
@@ -70,8 +77,12 @@ typedef struct Bench {
 static void
 bench_init(Bench *b)
 {
-    const ProxyPeer peer = {
-        .read = fake_read, .write = fake_write, .close = fake_close, .fd = -1, .opaque = &b->fake};
+    const ProxyPeer peer = {.read = fake_read,
+                            .write = fake_write,
+                            .holds = fake_holds,
+                            .close = fake_close,
+                            .fd = -1,
+                            .opaque = &b->fake};
 
     *b = (Bench){.fake = {.out = g_byte_array_new(), .in = g_byte_array_new()}};
     ck_assert_int_eq(peer_stream_init(&b->stream), 0);
@@ -371,9 +382,34 @@ START_TEST(unit_what_wakes_is_used_before_more_is_read)
 }
 END_TEST
 
+/* To be told that there is no more costs as much as to read it: the descriptor tells as well. */
+START_TEST(unit_what_wakes_is_not_read_twice_if_nothing_is_held)
+{
+    Bench b;
+
+    bench_init(&b);
+    b.fake.budget = SIZE_MAX;
+    send_frame(&b, 0, 900);
+    peer_stream_flush(&b.stream);
+    g_byte_array_append(b.fake.in, b.fake.out->data, b.fake.out->len);
+    b.fake.shows_all = true;
+    b.stream.readable = b.stream.woken = true;
+    peer_stream_fill(&b.stream, 1);
+    ck_assert_uint_eq(b.stream.in.len, b.fake.in->len);
+    ck_assert(!peer_stream_is_runnable(&b.stream, true));
+    /* Whatever wakes it again is read as ever. */
+    g_byte_array_append(b.fake.in, b.fake.out->data, b.fake.out->len);
+    b.stream.readable = b.stream.woken = true;
+    peer_stream_fill(&b.stream, 2);
+    ck_assert_uint_eq(b.stream.in.len, b.fake.in->len);
+    bench_clear(&b);
+}
+END_TEST
+
 CHECK_MAIN("peer-stream", err_a_closed_end_shows_before_it_is_read, unit_small_frames_share_a_write,
            unit_a_full_record_leaves_at_once, unit_a_blocked_write_is_repeated_with_the_same_count,
            unit_frames_of_all_sizes_in_odd_pieces, unit_looking_ahead_decodes_each_message_once,
-           unit_what_wakes_is_used_before_more_is_read, unit_a_missing_number_is_counted,
+           unit_what_wakes_is_used_before_more_is_read,
+           unit_what_wakes_is_not_read_twice_if_nothing_is_held, unit_a_missing_number_is_counted,
            sec_numbers_and_epochs_do_not_go_back, err_ends_are_told_apart,
            unit_room_is_counted_in_the_largest_messages)
