@@ -16,6 +16,8 @@
 #include <assert.h>
 #include <stddef.h>
 
+enum { MAX_LAG_US = 2000000 }; /* behind QEMU we are less, or the peer would take us for dead */
+
 #define MIN_NS(a, b) ((a) < (b) ? (a) : (b))
 
 const char *
@@ -115,6 +117,15 @@ checkpoint_policy_epoch(CheckpointPolicy *policy, int64_t now_ns)
 {
     policy->busy = false;
     policy->epoch_ns = now_ns;
+}
+
+int64_t
+checkpoint_pause_us(int64_t by_qemu_us, int64_t by_us)
+{
+    const bool was_set =
+        by_qemu_us < 0 || by_qemu_us - by_us > MAX_LAG_US || by_us - by_qemu_us > MAX_LAG_US;
+
+    return was_set ? by_us : by_qemu_us;
 }
 
 void

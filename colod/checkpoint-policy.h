@@ -61,5 +61,12 @@ void checkpoint_policy_epoch(CheckpointPolicy *policy, int64_t now_ns);
 /** Protection begins or ends: nothing is asked for, no epoch runs. What was learned is kept. */
 void checkpoint_policy_reset(CheckpointPolicy *policy);
 
+/**
+ * How long the guest stood, in µs. @by_qemu_us: between the times that QEMU gives with STOP and
+ * RESUME, the nearest to the truth, but of a clock that an administrator may set meanwhile;
+ * @by_us: between the moments when we heard of the two, by a clock that nobody sets.
+ */
+int64_t checkpoint_pause_us(int64_t by_qemu_us, int64_t by_us);
+
 /** Dense epochs because of many differences. */
 bool checkpoint_policy_is_dense(const CheckpointPolicy *policy, int64_t now_ns);

@@ -434,6 +434,7 @@ daemon_vm_stopped(Vm *vm G_GNUC_UNUSED, gint64 timestamp_us, gpointer user_data)
         (d->state == PAIR_PROTECTED && d->checkpoints.running) || d->state == PAIR_STANDBY;
 
     d->checkpoints.stopped_us = in_checkpoint ? timestamp_us : 0;
+    d->checkpoints.stopped_ns = clock_now_ns();
 }
 
 void
@@ -442,8 +443,9 @@ daemon_vm_resumed(Vm *vm G_GNUC_UNUSED, gint64 timestamp_us, gpointer user_data)
     Daemon *d = user_data;
     Checkpoints *c = &d->checkpoints;
 
-    if (c->stopped_us > 0 && timestamp_us >= c->stopped_us)
-        add_duration(&c->pauses, timestamp_us - c->stopped_us);
+    if (c->stopped_us > 0)
+        add_duration(&c->pauses, checkpoint_pause_us(timestamp_us - c->stopped_us,
+                                                     (clock_now_ns() - c->stopped_ns) / NS_PER_US));
     c->stopped_us = 0;
     if (c->awaiting_resume)
         vm_runs(d);

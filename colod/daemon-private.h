@@ -53,6 +53,7 @@ typedef struct Checkpoints {
     guint64 by_cause[N_CAUSES];
     ExplainCauses recent;
     gint64 stopped_us; /* QEMU's clock at STOP, 0: runs */
+    gint64 stopped_ns; /* ours when we heard of it */
     Durations pauses;  /* of the local guest, STOP to RESUME */
     Durations disks;   /* their part: barrier (primary), checkpoint (secondary) */
     Durations commits; /* REQUEST to COMMITTED: how long the output waits beyond its epoch */

@@ -172,6 +172,20 @@ START_TEST(life_reset)
 }
 END_TEST
 
-CHECK_MAIN("checkpoint-policy", unit_interval, unit_spacing, unit_operator_does_not_wait, unit_rank,
-           unit_names, unit_dense_after_a_burst, unit_not_dense_when_rare,
-           unit_dense_for_longer_each_time, unit_buffered_is_never_dense, life_reset)
+/* As an administrator may, forwards and back, while the guest stands. */
+START_TEST(unit_a_clock_that_is_set_makes_no_long_pause)
+{
+    const int64_t hour_us = 3600LL * 1000000;
+
+    ck_assert_int_eq(checkpoint_pause_us(8000, 9500), 8000);
+    ck_assert_int_eq(checkpoint_pause_us(8000, 700), 8000); /* we heard late of the STOP */
+    ck_assert_int_eq(checkpoint_pause_us(8000 + 25 * hour_us, 9500), 9500);
+    ck_assert_int_eq(checkpoint_pause_us(8000 - hour_us, 9500), 9500);
+    ck_assert_int_eq(checkpoint_pause_us(0, 5000000), 5000000); /* by five seconds, back */
+}
+END_TEST
+
+CHECK_MAIN("checkpoint-policy", unit_a_clock_that_is_set_makes_no_long_pause, unit_interval,
+           unit_spacing, unit_operator_does_not_wait, unit_rank, unit_names,
+           unit_dense_after_a_burst, unit_not_dense_when_rare, unit_dense_for_longer_each_time,
+           unit_buffered_is_never_dense, life_reset)
