@@ -179,7 +179,7 @@ rig_new(unsigned n_disks, PairState state)
     rig->told = g_string_new(NULL);
     rig->config.n_disks = n_disks;
     for (unsigned i = 0; i < n_disks; i++)
-        rig->config.disks[i].name = names[i];
+        rig->config.disks[i] = (ConfigDisk){.name = names[i], .overlay = (char *)"files"};
     rig->daemon.config = &rig->config;
     rig->daemon.state = state;
     rig->daemon.state_path = "/nowhere/state";
