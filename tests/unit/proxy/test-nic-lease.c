@@ -83,7 +83,7 @@ bench_new(void)
     fake.now_ns = NS_PER_S;
     fake.calls_left = 0;
     compare_config_init(&config.compare);
-    ck_assert_int_eq(lockstep_init(&b->lockstep, &config), 0);
+    ck_assert_int_eq(lockstep_init(&b->lockstep, &config, false), 0);
     ck_assert_int_eq(nic_lockstep_init(&b->nic, &b->lockstep), 0);
     pair_of(SOCK_STREAM, &peer.fd, &b->peer);
     peer_stream_attach(&b->lockstep.peer, &peer);
