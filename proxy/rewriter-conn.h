@@ -124,10 +124,11 @@ rewriter_conn_exports_same(const RewriterConn *before, const RewriterConn *after
 {
     if (!rewriter_conn_is_known(after))
         return !rewriter_conn_exports(before) && !rewriter_conn_exports(after);
-    return rewriter_conn_is_known(before) && before->isn == after->isn &&
-           before->peer_isn == after->peer_isn && before->seq_off == after->seq_off &&
-           before->ts_off == after->ts_off &&
-           !((before->flags ^ after->flags) & REWRITER_CONN_TS_OFF);
+    /* One branch: in the path of each segment. */
+    return rewriter_conn_is_known(before) &&
+           !((before->isn ^ after->isn) | (before->peer_isn ^ after->peer_isn) |
+             (before->seq_off ^ after->seq_off) | (before->ts_off ^ after->ts_off) |
+             ((before->flags ^ after->flags) & REWRITER_CONN_TS_OFF));
 }
 
 /** True: it must not be evicted. */
