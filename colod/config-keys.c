@@ -52,6 +52,8 @@ const ConfigKey config_keys[] = {
     {"vm", "append", CONFIG_TYPE_STRING, MEMBER(append), .doc = "the kernel's command line"},
     {"vm", "extra-args", CONFIG_TYPE_LIST, MEMBER(extra_args),
      .doc = "further arguments for QEMU, separated by semicolons"},
+    {"vm", "qmp-log", CONFIG_TYPE_BOOL, MEMBER(qmp_log), .standard = "false",
+     .doc = "keep what colod and QEMU say to each other (qmp.log in the run directory)"},
 
     {CONFIG_GROUP_NIC, "mac", CONFIG_TYPE_MAC, NIC_MEMBER(mac), .required = true,
      .doc = "the guest's MAC address, the same on both hosts"},

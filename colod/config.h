@@ -60,6 +60,7 @@ typedef struct Config {
     char *cpu_model;                /* NULL: QEMU's default */
     char *kernel, *initrd, *append; /* NULL: none */
     char **extra_args;              /* NULL-terminated, never NULL */
+    bool qmp_log;
 
     /* [nic0] .. [nic7] */
     ConfigNic nics[CONFIG_MAX_NICS];

@@ -536,11 +536,15 @@ vm_alloc(const Config *config, const VmHandlers *handlers, gpointer user_data)
 }
 
 static void
-connect_qmp(Vm *vm, const char *run_dir)
+connect_qmp(Vm *vm, const Config *config, const char *run_dir)
 {
     g_autofree char *path = g_build_filename(run_dir, "qmp.sock", NULL);
+    g_autofree char *log = g_build_filename(run_dir, "qmp.log", NULL);
+    g_autoptr(GError) error = NULL;
 
     vm->qmp = qmp_client_new(path, QMP_CONNECT_TIMEOUT_MS, &qmp_handlers, vm);
+    if (config->qmp_log && !qmp_client_set_transcript(vm->qmp, log, &error))
+        g_printerr("colod: %s\n", error->message);
 }
 
 Vm *
@@ -571,7 +575,7 @@ vm_start(const Config *config, const char *run_dir, const VmTapFds *guest_fds,
                                 on_process_dead, vm, error);
     if (vm->process == NULL)
         return NULL;
-    connect_qmp(vm, run_dir);
+    connect_qmp(vm, config, run_dir);
     return g_steal_pointer(&vm);
 }
 
@@ -584,7 +588,7 @@ vm_adopt(const Config *config, const char *run_dir, gint64 pid, guint64 start_ti
     vm->process = process_adopt(pid, start_ticks, on_process_dead, vm, error);
     if (vm->process == NULL)
         return NULL;
-    connect_qmp(vm, run_dir);
+    connect_qmp(vm, config, run_dir);
     return g_steal_pointer(&vm);
 }
 

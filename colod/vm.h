@@ -50,7 +50,7 @@ typedef void (*VmDoneFunc)(Vm *vm, const GError *error, gpointer user_data);
  * Starts QEMU, in a session of its own (under systemd in a scope of its own), so that it outlives
  * us.
  *
- * @run_dir: absolute; its qmp.sock, console.log and qemu.log are used.
+ * @run_dir: absolute; its qmp.sock, console.log, qemu.log and qmp.log are used.
  * @guest_fds: of each NIC the queues of its tap, the others and all of a stream port -1; borrowed,
  * duplicated.
  * @more: further arguments (of disks), char *; NULL: none.

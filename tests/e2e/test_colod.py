@@ -8,6 +8,12 @@ from pair import STALL_SILENT, STALL_STUCK, STALL_TOLD
 from lablib.util import LabError, wait_until
 
 
+def assert_said(path, text):
+    """The configuration's qmp-log."""
+    with open(path, encoding="utf-8") as log:
+        assert text in log.read()
+
+
 def test_killed_on_the_primary(pair):
     """The secondary takes over; the old guest reaches nobody and is stopped when its colod returns."""
     load = pair.load()
@@ -32,6 +38,8 @@ def test_killed_on_a_lone_primary(pair):
     load.wait_flow()
     generation = pair.status(pair.primary)["generation"]
     old = pair.lab.host(pair.primary).qemu()
+    qmp_log = f"{pair.lab.host(pair.primary).dir}/run/lab/qmp.log"
+    assert_said(qmp_log, '"x-colo')
     pair.lab.kill(pair.primary, "colod")
     assert old.is_alive(), "QEMU did not outlive colod"
     pair.lab.start(pair.primary)

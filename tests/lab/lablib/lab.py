@@ -186,7 +186,7 @@ class Lab:
         for name, host in self.hosts.items():
             os.makedirs(f"{target}/{name}")
             for path in (host.log, host.config, host.state_file, f"{host.dir}/run/{VM}/qemu.log",
-                         f"{host.dir}/run/{VM}/console.log"):
+                         f"{host.dir}/run/{VM}/console.log", f"{host.dir}/run/{VM}/qmp.log"):
                 with contextlib.suppress(OSError):
                     shutil.copy(path, f"{target}/{name}/")
             self._save_differences(host, f"{target}/{name}/differences")

@@ -24,6 +24,7 @@ cpus={cpus}
 kernel={guest}/vmlinuz
 initrd={guest}/{initrd}
 append={append}
+qmp-log=true
 {extra}[nic0]
 mac={mac}
 bridge=br-lan

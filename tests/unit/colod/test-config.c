@@ -220,7 +220,8 @@ END_TEST
 START_TEST(unit_extra_args_and_kernel)
 {
     g_autofree char *text = g_strconcat(
-        "[vm]\nextra-args=-serial;file:/x\\;y;-name;a b;\nkernel=/k\nappend=console=ttyS0 a;b\n",
+        "[vm]\nextra-args=-serial;file:/x\\;y;-name;a b;\nkernel=/k\nappend=console=ttyS0 a;b\n"
+        "qmp-log=true\n",
         strchr(MINIMAL, '\n') + 1, NULL);
     g_autoptr(GError) error = NULL;
     g_autoptr(Config) config = parse(text, &error);
@@ -230,6 +231,7 @@ START_TEST(unit_extra_args_and_kernel)
     ck_assert_str_eq(config->extra_args[1], "file:/x;y");
     ck_assert_str_eq(config->extra_args[3], "a b");
     ck_assert_str_eq(config->append, "console=ttyS0 a;b");
+    ck_assert(config->qmp_log);
 }
 END_TEST
 
