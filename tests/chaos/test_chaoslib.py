@@ -18,6 +18,7 @@ from chaoslib.actions import compare, lookup  # noqa: E402
 from chaoslib.draw import END, Draw  # noqa: E402
 from chaoslib.harm import Harm  # noqa: E402
 from chaoslib.model import Illegal, Model, check, is_legal  # noqa: E402
+from chaoslib.session import Session  # noqa: E402
 from chaoslib.shrink import flatten, rounds_of, shrink  # noqa: E402
 from chaoslib.steps import VERBS, ScenarioError, parse_line, parse_text  # noqa: E402
 from chaoslib.timeline import timeline  # noqa: E402
@@ -229,6 +230,12 @@ def test_unit_each_failure_mode_names_its_scenario_or_says_why_there_is_none():
         assert names or re.fullmatch(r"none: .{10,}", cell), f"{title}: {fault}: {cell}"
         assert set(names) <= there, f"{title}: {fault}: {set(names) - there} is not in scenarios/"
     assert there == named, f"no row names {there - named}"
+
+
+def test_unit_who_only_looks_leaves_the_pair_as_it_is():
+    for texts, settled in ((END, True), ((*END, "assert streams exact", "assert a vm"), True), ((*END, "pause 1s"), False),
+                           ((*END, "guest now", "assert streams exact"), False), (("assert streams exact",), False)):
+        assert Session._ends_settled(lines(*texts)) == settled, texts  # pylint: disable=protected-access
 
 
 # The model

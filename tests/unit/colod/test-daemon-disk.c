@@ -167,7 +167,7 @@ START_TEST(err_connect_ends_the_way_to_protection)
 
     ck_assert(!d->streams_used);
     daemon_disks_connect(d);
-    ck_assert(d->streams_used); /* the peer's VM has its end: the link is renewed before the next try */
+    ck_assert(d->streams_used); /* the peer's VM has its end */
     ASSERT_ASKED("disk0 connect 4, disk1 connect 4");
     rig_end_all(rig, "disk0: refused");
     ASSERT_TOLD(rig, "disk-fault > alone send-discard retry-later");
