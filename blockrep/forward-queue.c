@@ -21,6 +21,7 @@
 
 enum {
     NONE = 0xffff,
+    FRONT_BYTES = 2 * FORWARD_WRITE_MAX_BYTES, /* of the ring: about a core's cache */
     LOOK_AHEAD = 64, /* entries that wait for one in flight, passed over to find one that can go */
 };
 
@@ -145,15 +146,15 @@ line_remove(ForwardQueue *queue, Set *set, const Slot *slot)
 /* --- The ring --- */
 
 /* While little waits only the front of the ring is used: memory that was used shortly before is in
- * the caches, and the rest need not become resident. The way to the end counts as used until what
- * lies before it is confirmed; so there must be little of that, and much room at the front. */
+ * the caches, from which new memory would drive the guest, and the rest need not become resident.
+ * The way to the end counts as used until what lies before it is confirmed; so there must be little
+ * of that, and more room at the front. */
 static bool
 is_front_better(const ForwardQueue *queue, uint64_t len)
 {
     uint64_t place = queue->head % queue->limit_bytes, used = queue->head - queue->tail;
 
-    return place >= queue->limit_bytes / 8 && used <= queue->limit_bytes / 32 &&
-           len <= place - used;
+    return place >= FRONT_BYTES && used <= FRONT_BYTES / 4 && len <= place - used;
 }
 
 /* Where @len bytes in a row would go; false: no room now. */

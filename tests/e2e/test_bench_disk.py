@@ -19,7 +19,7 @@ def test_bench_disk():
         ours = report["loads"]["0 ms"][load]["ours"]
         assert ours["iops"] > 0
         assert {"a QEMU", "a QEMU vCPU", "b QEMU vCPU", "b target"} <= set(ours["cpu_us"])
-        assert ("a mirror" in ours["cpu_us"]) == (load == "randwrite")
+        assert load != "randwrite" or ours["cpu_us"]["a mirror"] > 0
     assert set(report["checkpoint"]) == {"0 MiB", "10 MiB"}
     assert all(found["ours_us"]["p50"] > 0 for found in report["checkpoint"].values())
     assert [check["what"] for check in report["checks"]] == ["checkpoint at 10 MiB, us"]

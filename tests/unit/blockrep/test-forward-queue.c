@@ -174,7 +174,7 @@ END_TEST
  * does not. */
 START_TEST(life_the_front_of_the_window)
 {
-    enum { LIMIT = 4 * MIB, STEP = 64 * 1024, STEPS = 1000 };
+    enum { LIMIT = 16 * MIB, FRONT = 2 * MIB, STEP = 64 * 1024, STEPS = 1000 };
     g_autoptr(ForwardQueue) queue = forward_queue_new(LIMIT, 512);
     ForwardEntry *before = NULL;
     const uint8_t *base = NULL;
@@ -191,7 +191,7 @@ START_TEST(life_the_front_of_the_window)
             forward_queue_done(queue, before);
         before = entry;
     }
-    ck_assert_uint_le(reach, LIMIT / 8 + STEP);
+    ck_assert_uint_le(reach, FRONT + STEP);
     forward_queue_done(queue, before);
 
     uint64_t taken = 0;
@@ -205,7 +205,7 @@ END_TEST
 /* What goes back to the front never writes over what waits: one is always left in flight. */
 START_TEST(life_a_peer_that_falls_behind)
 {
-    enum { LIMIT = 4 * MIB, STEP = 100 * 1000 };
+    enum { LIMIT = 4 * MIB, FRONT = 2 * MIB, STEP = 100 * 1000 };
     g_autoptr(ForwardQueue) queue = forward_queue_new(LIMIT, 512);
     g_autofree uint8_t *data = g_malloc(STEP);
     ForwardEntry *flight[64];
@@ -220,7 +220,7 @@ START_TEST(life_a_peer_that_falls_behind)
                 break; /* the way to the end counts as used */
             flight[sent % 64] = take(queue, FORWARD_WRITE, offset, STEP);
         }
-        ck_assert_uint_gt(n, MIN(round * 7 % 41, LIMIT / 8 / STEP));
+        ck_assert_uint_gt(n, MIN(round * 7 % 41, FRONT / 2 / STEP));
         for (; n > 1; n--, first++) {
             const ForwardEntry *entry = flight[first % 64];
 
