@@ -39,10 +39,11 @@ MIB = 1 << 20
 REQUEST, REPLY, VMSTATE_SEND, LOADED = 1, 2, 3, 6
 RP_SHUT = 1
 TRIGGER_AGAIN_S = 0.3  # QEMU loses a trigger that comes before RESUME
+HOST_PORTS = {"mirror": 9003, "secondary": 9004}  # what runs between the hosts, where it is TCP
 
 
-def chardev_argv(name, path, server):
-    return ["-chardev", f"socket,id={name},path={path}" + (",server=on,wait=off" if server else "")]
+def client_chardev_argv(name, address):
+    return ["-chardev", f"socket,id={name},{address}"]
 
 
 class StreamWatch:
@@ -217,17 +218,19 @@ class Driver:
 
 
 class QemuChain:
-    """compare: path of our colo-compare, None for QEMU's object. settings: qemu, guest, memory_mib.
+    """compare: path of our colo-compare, None for QEMU's object. settings: qemu, guest, memory_mib. over_link: frames between the
+    hosts cross the peer link by TCP, as they must on two machines and as colod's do; else they are in UNIX sockets.
 
     Has what lablib.clients want of a lab: client_socket(). The guest boots before it is protected, see lab.py.
     """
 
-    def __init__(self, prefix, settings, compare=None, timeout_ms=200, interval_ms=600_000, options=()):
+    def __init__(self, prefix, settings, compare=None, timeout_ms=200, interval_ms=600_000, options=(), over_link=False):
         self.settings = settings
         self.compare_program = compare
         self.timeout_ms = timeout_ms
         self.interval_ms = interval_ms
         self.compare_options = list(options)
+        self.over_link = over_link
         self.topology = topology.Topology(prefix)
         self.dir = tempfile.mkdtemp(prefix="cldlab-chain-")
         self.processes = {}
@@ -339,9 +342,12 @@ class QemuChain:
                    lambda: f"colo-compare listens; it says: {self.log('compare')}")
 
     def _chardev(self, name, path, server):
+        address = {"type": "unix", "data": {"path": self.path(path)}}
+        if self.over_link and path in HOST_PORTS:
+            address = {"type": "inet", "data": {"host": topology.PEER_ADDRESS["a"], "port": str(HOST_PORTS[path])}}
         self.qmp["a"].call("chardev-add", id=name, backend={"type": "socket", "data": {
-            "addr": {"type": "unix", "data": {"path": self.path(path)}}, "server": server,
-            **({"wait": False} if server else {})}})
+            "addr": address, "server": server, **({"wait": False} if server else {}),
+            **({"nodelay": True} if address["type"] == "inet" else {})}})
 
     def _object(self, kind, name, **properties):
         self.qmp["a"].call("object-add", **{"qom-type": kind, "id": name, **properties})
@@ -369,7 +375,11 @@ class QemuChain:
 
     def _secondary_filters(self):
         common = "netdev=nic0,vnet_hdr_support=on"
-        return [*chardev_argv("red0", self.path("mirror"), False), *chardev_argv("red1", self.path("secondary"), False),
+        def address(path):
+            if self.over_link and path in HOST_PORTS:
+                return f"host={topology.PEER_ADDRESS['a']},port={HOST_PORTS[path]},nodelay=on"
+            return f"path={self.path(path)}"
+        return [*client_chardev_argv("red0", address("mirror")), *client_chardev_argv("red1", address("secondary")),
                 "-object", f"filter-redirector,id=f1,queue=tx,indev=red0,{common}",
                 "-object", f"filter-redirector,id=f2,queue=rx,outdev=red1,{common}",
                 "-object", f"filter-rewriter,id=rew0,queue=all,{common}"]
