@@ -402,7 +402,7 @@ check_peer(const Parse *parse, GError **error)
         return fail(parse, CONFIG_ERROR_VALUE, "peer", "name",
                     "is this host's own name; give the other host's", error);
     if (config->listen_port == config->peer_port &&
-        g_str_equal(config->listen_address, config->peer_address))
+        g_strcmp0(config->listen_address, config->peer_address) == 0)
         return fail(parse, CONFIG_ERROR_VALUE, "peer", "address",
                     "is what this host listens on; give the other host's", error);
     if (config->heartbeat_limit_ms < HEARTBEATS_PER_LIMIT * config->heartbeat_ms) {
