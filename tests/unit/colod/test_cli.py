@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import pathlib
 import pty
 import re
 import select
@@ -403,6 +404,17 @@ def test_unit_man_page_has_every_command_and_option():
         assert re.search(r"^\.(B|BR|BI) (.* )?\"? ?" + word + r"\b", page, re.M), word
     section = re.search(r"^\.SH COMMANDS$(.*?)^\.SH ", page, re.M | re.S).group(1)
     assert sorted(re.findall(r"^\.TP\n\.B[RI]? ([a-z-]+)", section, re.M)) == sorted(commands)
+
+
+def test_unit_man_page_has_every_event():
+    with open(os.environ["MAN_PAGE"], encoding="utf-8") as file:
+        page = file.read().replace("\\-", "-")
+    section = re.search(r"^\.SH EVENTS$(.*?)^\.SH ", page, re.M | re.S).group(1)
+    told = {name for line in re.findall(r"^\.TP\n\.BR? (.*)$", section, re.M) for name in re.findall(r"[a-z-]+", line)}
+    known = set()
+    for path in (pathlib.Path(os.environ["MAN_PAGE"]).parents[2] / "colod").glob("*.c"):
+        known |= set(re.findall(r'event_log_add\([^;"]*"([a-z-]+)"', path.read_text(encoding="utf-8")))
+    assert len(known) > 20 and told == known
 
 
 # --- Servers that are none ---
