@@ -24,6 +24,7 @@
 #include "event-log.h"
 #include "explain.h"
 #include "gate.h"
+#include "loop-watch.h"
 #include "pair-fsm.h"
 #include "peer-link.h"
 #include "proxy.h"
@@ -97,6 +98,7 @@ struct Daemon {
     char *detail;          /* what the last failure said, for `status` */
     char *peer_dates;      /* why the peer's certificate was refused; NULL since the link is up */
     GSource *state_timer, *retry_timer, *lonely_timer;
+    LoopWatch *loop_watch;
     unsigned retry_ms;
 
     HostState wanted_state; /* newest that was asked to be saved; facts follow what is saved */

@@ -323,6 +323,19 @@ prepare_paths(Daemon *d, const char *run_dir, const char *state_dir, GError **er
     return TRUE;
 }
 
+/* Of what the peer waits for us, a half: time to see it coming, and rare on a host that is not
+ * overloaded. */
+static void
+on_loop_stop(const LoopStop *stop, gpointer user_data)
+{
+    Daemon *d = user_data;
+
+    event_log_add(d->log, EVENT_WARNING, "late",
+                  "colod stood still for %u ms: for %u ms without a CPU, for %u ms computing, else "
+                  "in a call that blocks or stopped; at %u ms the peer takes this host for dead",
+                  stop->ms, stop->waiting_ms, stop->running_ms, d->config->heartbeat_limit_ms);
+}
+
 Daemon *
 daemon_new(Config *config, const char *run_dir, const char *state_dir, GError **error)
 {
@@ -351,6 +364,7 @@ daemon_new(Config *config, const char *run_dir, const char *state_dir, GError **
                   d->wanted_state.generation);
     d->selftest = selftest_start(config->qemu, config->accel, d->selftest_path, on_selftest, d);
     d->lonely_timer = daemon_add_timer(d, LONELY_MS, on_lonely);
+    d->loop_watch = loop_watch_new(config->heartbeat_limit_ms / 2, on_loop_stop, d);
     daemon_boot(d);
     return g_steal_pointer(&d);
 }
@@ -362,6 +376,7 @@ free_timers(Daemon *d)
     daemon_clear_source(&d->retry_timer);
     daemon_clear_source(&d->lonely_timer);
     daemon_clear_source(&d->shut_down_timer);
+    g_clear_pointer(&d->loop_watch, loop_watch_free);
 }
 
 void

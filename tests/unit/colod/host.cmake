@@ -6,6 +6,7 @@ target_compile_definitions(test-config PRIVATE
     MAN_PAGE="${PROJECT_SOURCE_DIR}/docs/man/colod.conf.5")
 colo_unit_test(test-state-file colod_host)
 colo_unit_test(test-event-log colod_host)
+colo_unit_test(test-loop-watch colod_host)
 colo_unit_test(test-control-server colod_host)
 colo_unit_test(test-arbiter colod_host)
 target_link_options(test-arbiter PRIVATE -Wl,--wrap=link -Wl,--wrap=faccessat)
