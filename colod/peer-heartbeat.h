@@ -9,7 +9,8 @@ typedef struct PeerHeartbeat PeerHeartbeat;
 /* Callbacks run in the main context of peer_heartbeat_new(). The object may be freed from within
  * each. */
 typedef struct PeerHeartbeatHandlers {
-    /* Nothing came for longer than the limit: PEER_ERROR_SILENT. At most once. */
+    /* Nothing came for longer than the limit, not counting the time in which our own main loop
+     * stood still: PEER_ERROR_SILENT. At most once. */
     void (*silent)(const GError *reason, gpointer user_data);
     /* peer_heartbeat_confirmed_ns() moved on. */
     void (*confirmed)(int64_t confirmed_ns, gpointer user_data);

@@ -452,6 +452,29 @@ START_TEST(unit_peer_link_late_timer_is_no_silence)
 }
 END_TEST
 
+/* As guests of one machine that stops may; alpha is the first to run again. */
+START_TEST(unit_peer_link_both_stood_still)
+{
+    Side alpha, beta;
+
+    pair_init(&alpha, &beta);
+    alpha.config.heartbeat_limit_ms = 100;
+    pair_start(&alpha, &beta);
+    WAIT_UNTIL(&alpha, &beta, alpha.n_up && beta.n_up);
+    for (int round = 0; round < 5; round++) {
+        g_usleep(300 * 1000);
+        for (int i = 0; i < 50; i++)
+            side_run(&alpha);
+        for (int i = 0; i < 50; i++) {
+            tick(&beta);
+            side_run(&alpha);
+        }
+        expect_undisturbed(&alpha, &beta);
+    }
+    pair_clear(&alpha, &beta);
+}
+END_TEST
+
 START_TEST(err_peer_link_control_garbage)
 {
     static const struct {
@@ -674,6 +697,7 @@ main(void)
         unit_peer_link_small_messages,
         unit_peer_link_taken_stream_ends_with_link,
         unit_peer_link_late_timer_is_no_silence,
+        unit_peer_link_both_stood_still,
         life_peer_link_fail_then_up,
         life_peer_link_either_starts_first,
         life_peer_link_peer_ends,
