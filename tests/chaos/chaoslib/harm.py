@@ -103,12 +103,11 @@ class Harm:
         return __file__.rsplit("/tests/", 1)[0]
 
     def _certificate(self, name, path):
-        """Of another authority, but the host trusts the pair's: so it is the other host that refuses, whichever connects."""
+        """Of another authority."""
         authority = f"{self.lab.dir}/other-ca"
         if not os.path.exists(authority):
             run(f"{self._source()}/deploy/colo-pki", "init", authority)
         self._other_certificate(name, path, authority, "")
-        shutil.copy(f"{os.path.dirname(path)}.sound/ca.pem", os.path.dirname(path))
 
     def _address(self, name, path):
         """Of the pair's authority and for this name, but disks look for the address."""
