@@ -4,9 +4,12 @@
 #include "daemon.h"
 #include "pair-fsm.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <systemd/sd-daemon.h>
+#include <unistd.h>
 
 #include <glib-unix.h>
 
@@ -83,6 +86,25 @@ on_signal(gpointer user_data)
     return G_SOURCE_CONTINUE;
 }
 
+/* Where the kernel groups tasks by session (CONFIG_SCHED_AUTOGROUP, sched(7)) a nice value counts
+ * among the tasks of one session only, and this one is ours alone: the group needs it too, or we
+ * wait as long for a CPU as anybody. In a cgroup with the cpu controller CPUWeight= decides. */
+static void
+share_precedence(void)
+{
+    const int nice = getpriority(PRIO_PROCESS, 0);
+    char text[16];
+    int fd;
+
+    if (nice >= 0 || getsid(0) != getpid())
+        return;
+    fd = open("/proc/self/autogroup", O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    (void)!write(fd, text, (size_t)g_snprintf(text, sizeof(text), "%d", nice));
+    (void)close(fd);
+}
+
 static int
 run(Config *config, const Options *options)
 {
@@ -140,5 +162,6 @@ main(int argc, char **argv)
         config_free(config);
         return EXIT_SUCCESS;
     }
+    share_precedence();
     return run(config, &options);
 }

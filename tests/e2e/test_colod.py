@@ -5,6 +5,7 @@ import contextlib
 import pytest
 from pair import STALL_SILENT, STALL_STUCK, STALL_TOLD
 
+from lablib.host import NICE
 from lablib.util import LabError, wait_until
 
 
@@ -12,6 +13,13 @@ def assert_said(path, text):
     """The configuration's qmp-log."""
     with open(path, encoding="utf-8") as log:
         assert text in log.read()
+
+
+def group_nice(process):
+    """Of its session's group of tasks, None where the kernel has no such groups."""
+    with contextlib.suppress(FileNotFoundError), open(f"/proc/{process.pid}/autogroup", encoding="ascii") as file:
+        return int(file.read().split()[-1])
+    return None
 
 
 def test_killed_on_the_primary(pair):
@@ -40,6 +48,7 @@ def test_killed_on_a_lone_primary(pair):
     old = pair.lab.host(pair.primary).qemu()
     qmp_log = f"{pair.lab.host(pair.primary).dir}/run/lab/qmp.log"
     assert_said(qmp_log, '"x-colo')
+    assert group_nice(pair.lab.host(pair.primary).colod()) in (None, NICE) and group_nice(old) in (None, 0)
     pair.lab.kill(pair.primary, "colod")
     assert old.is_alive(), "QEMU did not outlive colod"
     pair.lab.start(pair.primary)
