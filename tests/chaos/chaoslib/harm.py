@@ -94,19 +94,15 @@ class Harm:
     def _other_certificate(self, name, path, authority, address):
         made = f"{self.lab.dir}/harm-{name}"
         shutil.rmtree(made, ignore_errors=True)
-        run(f"{self._source()}/deploy/colo-pki", "host", authority, f"{name}{address}", made)
+        run(*self.lab.colo_pki(), "host", authority, f"{name}{address}", made)
         os.rename(os.path.dirname(path), f"{os.path.dirname(path)}.sound")
         os.rename(made, os.path.dirname(path))
-
-    @staticmethod
-    def _source():
-        return __file__.rsplit("/tests/", 1)[0]
 
     def _certificate(self, name, path):
         """Of another authority."""
         authority = f"{self.lab.dir}/other-ca"
         if not os.path.exists(authority):
-            run(f"{self._source()}/deploy/colo-pki", "init", authority)
+            run(*self.lab.colo_pki(), "init", authority)
         self._other_certificate(name, path, authority, "")
 
     def _address(self, name, path):

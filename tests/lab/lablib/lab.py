@@ -88,7 +88,7 @@ class Lab:
         if settings.clock:
             run("cc", "-shared", "-fPIC", "-O2", "-o", self.clock_library, f"{SOURCE}/tests/lab/clock-shim.c")
         self._settings = settings
-        pki = [*self._days_ago(), f"{SOURCE}/deploy/colo-pki"]
+        pki = self.colo_pki()
         run(*pki, "init", f"{self.dir}/ca")
         for host in self.hosts.values():
             host.make_dirs()
@@ -215,6 +215,10 @@ class Lab:
         with open(f"{self.dir}/days-ago", "wb") as file:
             file.write(struct.pack("q", -2 * 86400))
         return ["env", f"LD_PRELOAD={self.clock_library}", f"COLOD_LAB_CLOCK={self.dir}/days-ago"]
+
+    def colo_pki(self):
+        """The first words of its command line."""
+        return [*self._days_ago(), f"{SOURCE}/deploy/colo-pki"]
 
     @staticmethod
     def _write_clock(host, seconds):
