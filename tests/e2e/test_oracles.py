@@ -21,6 +21,7 @@ def by_name(oracles, name):
     return next(oracle for oracle in oracles.oracles if oracle.NAME == name)
 
 
+@pytest.mark.long  # what each scenario does
 @pytest.mark.lab(disk_mib=64, kv=True)
 def test_nothing_lost(pair, oracles):
     generation = pair.status(pair.primary)["generation"]

@@ -183,6 +183,7 @@ def stalled(pair, mark, step):
                for event in pair.events(pair.primary, mark))
 
 
+@pytest.mark.long  # test_lockstep_faults.py has such ports, too
 @pytest.mark.lab(mode="buffered", port="stream")
 def test_stream_port(pair):
     """The other kind of guest port: no offload, a socket per NIC."""
