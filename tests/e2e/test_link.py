@@ -51,7 +51,7 @@ def test_cut_and_healed_at_once(pair):
     pair.finish(mark, load, [pair.primary])
 
 
-@pytest.mark.parametrize("how", ["flip", "reset"])
+@pytest.mark.parametrize("how", ["flip", pytest.param("reset", marks=pytest.mark.long)])  # also bytes.scenario
 @pytest.mark.parametrize("channel", ["checkpoint", "control"])
 @pytest.mark.parametrize("sender", ["primary", "secondary"])
 def test_corrupted_on_the_wire(pair, channel, sender, how):

@@ -181,9 +181,9 @@ def test_frames_lost(pair, place):
 
 
 @pytest.mark.parametrize("link, how", [
-    ("client", "delay 5ms 2ms loss 1%"),
+    pytest.param("client", "delay 5ms 2ms loss 1%", marks=pytest.mark.long),  # also lan.scenario
     ("client", "delay 2ms reorder 5% 10ms"),
-    ("peer", "delay 5ms 2ms"),
+    pytest.param("peer", "delay 5ms 2ms", marks=pytest.mark.long),  # also links.scenario
     ("peer", "delay 1ms loss 0.5% reorder 1% 5ms"),
 ])
 @pytest.mark.parametrize("port", [
@@ -215,7 +215,7 @@ def test_bad_link(pair, link, how, port):
         impair.stop()
 
 
-@pytest.mark.parametrize("how", ["flip", "reset"])
+@pytest.mark.parametrize("how", ["flip", pytest.param("reset", marks=pytest.mark.long)])  # also bytes.scenario
 @pytest.mark.parametrize("sender", ["primary", "secondary"])
 def test_frames_channel_broken(pair, sender, how):
     """The two proxies no longer hear each other: as bad as the end of the checkpoint channel, and said so."""
