@@ -62,16 +62,10 @@ lockstep_config(ProxyConfig *base, unsigned timeout_ms, gsize hold_max_bytes)
 }
 
 void
-pair_init(Pair *pair, ProxyPortKind port, unsigned timeout_ms, gsize hold_max_bytes)
+pair_join(Pair *pair)
 {
-    ProxyConfig base;
     int fds[2];
 
-    *pair = (Pair){0};
-    lockstep_config(&base, timeout_ms, hold_max_bytes);
-    world_enter();
-    world_open(&pair->p, 0, port, &base);
-    world_open(&pair->s, 1, port, &base);
     pair_sockets(fds);
     world_attach_fd(&pair->p, fds[0]);
     world_attach_fd(&pair->s, fds[1]);
@@ -79,6 +73,19 @@ pair_init(Pair *pair, ProxyPortKind port, unsigned timeout_ms, gsize hold_max_by
     world_egress(&pair->s, PROXY_EGRESS_SHADOW);
     world_egress(&pair->p, PROXY_EGRESS_COMPARE);
     world_ingress(&pair->p, true);
+}
+
+void
+pair_init(Pair *pair, ProxyPortKind port, unsigned timeout_ms, gsize hold_max_bytes)
+{
+    ProxyConfig base;
+
+    *pair = (Pair){0};
+    lockstep_config(&base, timeout_ms, hold_max_bytes);
+    world_enter();
+    world_open(&pair->p, 0, port, &base);
+    world_open(&pair->s, 1, port, &base);
+    pair_join(pair);
 }
 
 int

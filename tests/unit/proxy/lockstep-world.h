@@ -36,6 +36,8 @@ void pair_checkpoint(Pair *pair);
 /** The socketpair's ends, for tests that are one of the peers: attaches @fd (taken). */
 void world_attach_fd(World *w, int fd);
 void pair_sockets(int fds[2]);
+/** Both are open: a channel between them, and they are a protected pair. */
+void pair_join(Pair *pair);
 
 /** Both guests send the same. */
 void both_send(Pair *pair, guint32 number, size_t len);

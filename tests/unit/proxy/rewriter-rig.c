@@ -138,6 +138,29 @@ rw_open_active(RwRig *rig)
     ck_assert_uint_eq(s.seq, PVM_ISN + 1);
 }
 
+Segment
+rw_of_connection(uint32_t n, Segment s)
+{
+    s.peer = 0x0b000000 + n / 50000;
+    s.peer_port = (uint16_t)(1024 + n % 50000);
+    return s;
+}
+
+void
+rw_open_connection(RwRig *rig, uint32_t n)
+{
+    rw_in(rig, rw_of_connection(n, peer_says(SYN, 0, 0, 0)));
+    rw_out(rig, rw_of_connection(n, svm_says(SYN | ACK, 0, 1, 0)));
+    rw_in(rig, rw_of_connection(n, peer_says(ACK, 1, 1, 0)));
+    rw_out(rig, rw_of_connection(n, svm_says(ACK, 1, 1, 0)));
+}
+
+bool
+rw_is_translated(RwRig *rig, uint32_t n)
+{
+    return rw_out(rig, rw_of_connection(n, svm_says(ACK, 1, 1, 10))).seq == PVM_ISN + 1;
+}
+
 void
 rw_assert_translated(RwRig *rig)
 {

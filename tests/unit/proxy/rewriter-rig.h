@@ -43,6 +43,13 @@ Segment peer_says(uint8_t flags, uint32_t at, uint32_t ack, size_t len);
 void rw_open_passive(RwRig *rig);
 void rw_open_active(RwRig *rig);
 
+/** @s on connection @n of many, which has its own peer address and port. */
+Segment rw_of_connection(uint32_t n, Segment s);
+/** Its handshake, begun by the peer. */
+void rw_open_connection(RwRig *rig, uint32_t n);
+/** Whether data of SVM's on it leave in PVM's numbers. */
+bool rw_is_translated(RwRig *rig, uint32_t n);
+
 /** Asserts that data of SVM's and an acknowledgement of the peer's are translated, or are not. */
 void rw_assert_translated(RwRig *rig);
 void rw_assert_untouched(RwRig *rig);

@@ -480,7 +480,6 @@ keeping_init(KeepingPair *k)
 {
     Pair *pair = &k->pair;
     ProxyConfig base;
-    int fds[2];
 
     *k = (KeepingPair){.dir = g_dir_make_tmp("colod-kept-XXXXXX", NULL)};
     k->path = g_build_filename(k->dir, "connections", NULL);
@@ -491,13 +490,7 @@ keeping_init(KeepingPair *k)
     world_open(&pair->s, 1, PROXY_PORT_TAP, &base);
     ck_assert_str_eq(proxy_get_kept(pair->s.proxy)->problem, "");
     proxy_set_vm(pair->s.proxy, &svm);
-    pair_sockets(fds);
-    world_attach_fd(&pair->p, fds[0]);
-    world_attach_fd(&pair->s, fds[1]);
-    proxy_set_lease(pair->p.proxy, INT64_MAX);
-    world_egress(&pair->s, PROXY_EGRESS_SHADOW);
-    world_egress(&pair->p, PROXY_EGRESS_COMPARE);
-    world_ingress(&pair->p, true);
+    pair_join(pair);
 }
 
 static void

@@ -13,30 +13,6 @@
 #include "packet.h"
 #include "rewriter-table.h"
 
-/* Connection @n of many: @s on its own peer address and port. */
-static Segment
-of_connection(uint32_t n, Segment s)
-{
-    s.peer = 0x0b000000 + n / 50000;
-    s.peer_port = (uint16_t)(1024 + n % 50000);
-    return s;
-}
-
-static void
-open_connection(RwRig *rig, uint32_t n)
-{
-    rw_in(rig, of_connection(n, peer_says(SYN, 0, 0, 0)));
-    rw_out(rig, of_connection(n, svm_says(SYN | ACK, 0, 1, 0)));
-    rw_in(rig, of_connection(n, peer_says(ACK, 1, 1, 0)));
-    rw_out(rig, of_connection(n, svm_says(ACK, 1, 1, 0)));
-}
-
-static bool
-is_translated(RwRig *rig, uint32_t n)
-{
-    return rw_out(rig, of_connection(n, svm_says(ACK, 1, 1, 10))).seq == PVM_ISN + 1;
-}
-
 START_TEST(err_new_out_of_range)
 {
     Rewriter *rewriter = NULL;
@@ -59,31 +35,31 @@ START_TEST(sec_r3_full_table_is_never_wiped)
     RwRig rig = rw_new((SegmentStyle){0}, MAX);
 
     for (uint32_t n = 0; n < MAX; n++)
-        open_connection(&rig, n);
+        rw_open_connection(&rig, n);
     for (uint32_t n = MAX; n < MAX + 10; n++)
-        open_connection(&rig, n);
+        rw_open_connection(&rig, n);
     /* SYN and SYN-ACK of each were refused. */
     ck_assert_uint_eq(rw_stats(&rig)->untracked_full, 20);
     ck_assert_uint_eq(rw_stats(&rig)->connections_open, MAX);
     ck_assert_uint_eq(rw_stats(&rig)->evicted, 0);
     for (uint32_t n = 0; n < MAX + 10; n++)
-        ck_assert_int_eq(is_translated(&rig, n), n < MAX);
+        ck_assert_int_eq(rw_is_translated(&rig, n), n < MAX);
 
     /* One that closes makes room for one. */
-    rw_out(&rig, of_connection(500, svm_says(FIN | ACK, 11, 1, 0)));
-    rw_in(&rig, of_connection(500, peer_says(FIN | ACK, 1, 12, 0)));
-    open_connection(&rig, MAX + 20);
-    open_connection(&rig, MAX + 21);
+    rw_out(&rig, rw_of_connection(500, svm_says(FIN | ACK, 11, 1, 0)));
+    rw_in(&rig, rw_of_connection(500, peer_says(FIN | ACK, 1, 12, 0)));
+    rw_open_connection(&rig, MAX + 20);
+    rw_open_connection(&rig, MAX + 21);
     for (uint32_t n = 0; n < MAX + 22; n++)
-        ck_assert_int_eq(is_translated(&rig, n), (n < MAX && n != 500) || n == MAX + 20);
+        ck_assert_int_eq(rw_is_translated(&rig, n), (n < MAX && n != 500) || n == MAX + 20);
     ck_assert_uint_eq(rw_stats(&rig)->evicted, 1);
 
     /* After a commit all of it is free again, without a walk. */
     rewriter_commit(rig.rewriter);
     for (uint32_t n = 2 * MAX; n < 3 * MAX; n++)
-        open_connection(&rig, n);
+        rw_open_connection(&rig, n);
     for (uint32_t n = 0; n < 3 * MAX; n++)
-        ck_assert_int_eq(is_translated(&rig, n), n >= 2 * MAX);
+        ck_assert_int_eq(rw_is_translated(&rig, n), n >= 2 * MAX);
     ck_assert_uint_eq(rw_stats(&rig)->evicted, 1);
     rw_free(&rig);
 }
@@ -96,15 +72,15 @@ START_TEST(sec_r3_forgotten_ones_go_first)
     RwRig rig = rw_new((SegmentStyle){0}, MAX);
 
     for (uint32_t n = 0; n < MAX; n++)
-        open_connection(&rig, n);
+        rw_open_connection(&rig, n);
     rewriter_commit(rig.rewriter);
     for (uint32_t n = MAX; n < 2 * MAX; n++)
-        rw_in(&rig, of_connection(n, peer_says(SYN, 0, 0, 0)));
+        rw_in(&rig, rw_of_connection(n, peer_says(SYN, 0, 0, 0)));
     ck_assert_uint_eq(rw_stats(&rig)->connections, MAX);
     ck_assert_uint_eq(rw_stats(&rig)->evicted, 0);
     rewriter_commit(rig.rewriter);
     for (uint32_t n = 0; n < MAX; n++)
-        open_connection(&rig, n);
+        rw_open_connection(&rig, n);
     ck_assert_uint_eq(rw_stats(&rig)->connections_open, MAX);
     ck_assert_uint_eq(rw_stats(&rig)->evicted, 0);
     rw_free(&rig);
@@ -122,9 +98,9 @@ START_TEST(sec_more_than_100000_connections)
     RwRig rig = rw_new((SegmentStyle){0}, N);
 
     for (uint32_t n = 0; n < N; n++)
-        open_connection(&rig, n);
+        rw_open_connection(&rig, n);
     for (uint32_t n = 0; n < N; n++)
-        ck_assert(is_translated(&rig, n));
+        ck_assert(rw_is_translated(&rig, n));
     ck_assert_uint_eq(rw_stats(&rig)->connections_open, N);
     rw_free(&rig);
 }
@@ -138,24 +114,24 @@ START_TEST(sec_half_open_flood)
     RwRig rig = rw_new((SegmentStyle){0}, MAX);
 
     for (uint32_t n = 0; n < OPEN; n++)
-        open_connection(&rig, n);
+        rw_open_connection(&rig, n);
     for (uint32_t n = 0; n < FLOOD; n++) {
-        rw_in(&rig, of_connection(10000 + n, peer_says(SYN, 0, 0, 0)));
-        rw_out(&rig, of_connection(10000 + n, svm_says(SYN | ACK, 0, 1, 0)));
+        rw_in(&rig, rw_of_connection(10000 + n, peer_says(SYN, 0, 0, 0)));
+        rw_out(&rig, rw_of_connection(10000 + n, svm_says(SYN | ACK, 0, 1, 0)));
         if (n % 20 == 0) /* a handshake in the middle of it, one that takes its time */
-            rw_in(&rig, of_connection(5000 + n, peer_says(SYN, 0, 0, 0)));
+            rw_in(&rig, rw_of_connection(5000 + n, peer_says(SYN, 0, 0, 0)));
         if (n % 20 == 10) {
             uint32_t slow = 5000 + n - 10;
 
-            rw_out(&rig, of_connection(slow, svm_says(SYN | ACK, 0, 1, 0)));
-            Segment ack = rw_in(&rig, of_connection(slow, peer_says(ACK, 1, 1, 0)));
+            rw_out(&rig, rw_of_connection(slow, svm_says(SYN | ACK, 0, 1, 0)));
+            Segment ack = rw_in(&rig, rw_of_connection(slow, peer_says(ACK, 1, 1, 0)));
 
             ck_assert_uint_eq(ack.ack, SVM_ISN + 1);
-            rw_out(&rig, of_connection(slow, svm_says(RST, 1, 0, 0)));
+            rw_out(&rig, rw_of_connection(slow, svm_says(RST, 1, 0, 0)));
         }
     }
     for (uint32_t n = 0; n < OPEN; n++)
-        ck_assert(is_translated(&rig, n));
+        ck_assert(rw_is_translated(&rig, n));
     ck_assert_uint_eq(rw_stats(&rig)->untracked_full, 0);
     ck_assert_uint_eq(rw_stats(&rig)->connections, MAX);
     rw_free(&rig);
@@ -169,13 +145,13 @@ START_TEST(sec_ack_flood_opens_nothing)
     RwRig rig = rw_new((SegmentStyle){0}, MAX);
 
     for (uint32_t n = 0; n < 10 * MAX; n++) {
-        rw_in(&rig, of_connection(n, peer_says(SYN, 0, 0, 0)));
-        rw_out(&rig, of_connection(n, svm_says(SYN | ACK, 0, 1, 0)));
-        rw_in(&rig, of_connection(n, peer_says(ACK, 1, n, 0)));
+        rw_in(&rig, rw_of_connection(n, peer_says(SYN, 0, 0, 0)));
+        rw_out(&rig, rw_of_connection(n, svm_says(SYN | ACK, 0, 1, 0)));
+        rw_in(&rig, rw_of_connection(n, peer_says(ACK, 1, n, 0)));
     }
     ck_assert_uint_eq(rw_stats(&rig)->connections_open, 0);
-    open_connection(&rig, 20 * MAX);
-    ck_assert(is_translated(&rig, 20 * MAX));
+    rw_open_connection(&rig, 20 * MAX);
+    ck_assert(rw_is_translated(&rig, 20 * MAX));
     rw_free(&rig);
 }
 END_TEST
@@ -255,7 +231,7 @@ START_TEST(sec_no_allocation_after_start)
                                      peer_says(ACK, 1, 1, 0), svm_says(ACK, 1, 1, 0)};
 
         for (unsigned i = 0; i < G_N_ELEMENTS(handshake); i++) {
-            Segment s = of_connection(n, handshake[i]);
+            Segment s = rw_of_connection(n, handshake[i]);
 
             s.style = rig.style;
             s.egress = i % 2;

@@ -229,29 +229,6 @@ START_TEST(life_a_commit_leaves_nothing)
 }
 END_TEST
 
-static Segment
-of_connection(uint32_t n, Segment s)
-{
-    s.peer = 0x0b000000 + n / 50000;
-    s.peer_port = (uint16_t)(1024 + n % 50000);
-    return s;
-}
-
-static void
-open_connection(RwRig *rig, uint32_t n)
-{
-    rw_in(rig, of_connection(n, peer_says(SYN, 0, 0, 0)));
-    rw_out(rig, of_connection(n, svm_says(SYN | ACK, 0, 1, 0)));
-    rw_in(rig, of_connection(n, peer_says(ACK, 1, 1, 0)));
-    rw_out(rig, of_connection(n, svm_says(ACK, 1, 1, 0)));
-}
-
-static bool
-is_translated(RwRig *rig, uint32_t n)
-{
-    return rw_out(rig, of_connection(n, svm_says(ACK, 1, 1, 10))).seq == PVM_ISN + 1;
-}
-
 #ifndef CONNECTIONS
 #define CONNECTIONS 120000
 #endif
@@ -263,14 +240,14 @@ START_TEST(sec_more_than_100000_connections)
     Daemon d = daemon_new((SegmentStyle){0}, N);
 
     for (uint32_t n = 0; n < N; n++)
-        open_connection(&d.rig, n);
+        rw_open_connection(&d.rig, n);
     ck_assert_uint_eq(rw_stats(&d.rig)->unsaved, 0);
     RewriterLoad load = daemon_restart(&d, N);
 
     ck_assert_uint_eq(load.loaded, N);
     ck_assert_uint_eq(load.damaged + load.beyond_max, 0);
     for (uint32_t n = 0; n < N; n++)
-        g_assert_true(is_translated(&d.rig, n));
+        g_assert_true(rw_is_translated(&d.rig, n));
     daemon_clear(&d);
 }
 END_TEST
@@ -283,14 +260,14 @@ START_TEST(unit_evicted_ones_are_not_loaded)
     Daemon d = daemon_new((SegmentStyle){0}, MAX);
 
     for (uint32_t n = 0; n < MAX; n++)
-        open_connection(&d.rig, n);
-    rw_out(&d.rig, of_connection(0, svm_says(RST, 1, 0, 0)));
-    rw_in(&d.rig, of_connection(MAX, peer_says(SYN, 0, 0, 0)));
+        rw_open_connection(&d.rig, n);
+    rw_out(&d.rig, rw_of_connection(0, svm_says(RST, 1, 0, 0)));
+    rw_in(&d.rig, rw_of_connection(MAX, peer_says(SYN, 0, 0, 0)));
     ck_assert_uint_eq(rw_stats(&d.rig)->evicted, 1);
     assert_file_has(&d, MAX - 1);
     ck_assert_uint_eq(daemon_restart(&d, MAX).loaded, MAX - 1);
     for (uint32_t n = 0; n <= MAX; n++)
-        ck_assert_int_eq(is_translated(&d.rig, n), n > 0 && n < MAX);
+        ck_assert_int_eq(rw_is_translated(&d.rig, n), n > 0 && n < MAX);
     daemon_clear(&d);
 }
 END_TEST
@@ -602,14 +579,14 @@ START_TEST(life_killed_while_loading)
     g_autofree char *left = g_strconcat(d.path, ".new", NULL);
 
     for (uint32_t n = 0; n < 10; n++)
-        open_connection(&d.rig, n);
+        rw_open_connection(&d.rig, n);
     ck_assert_int_eq(rewriter_store_new(d.path, 16, &vm, &unborn), 0);
     assert_file_has(&d, 10);
     /* It is not freed either: its file stays beside. */
     ck_assert_int_eq(g_access(left, F_OK), 0);
     ck_assert_uint_eq(daemon_restart(&d, 16).loaded, 10);
     for (uint32_t n = 0; n < 10; n++)
-        ck_assert(is_translated(&d.rig, n));
+        ck_assert(rw_is_translated(&d.rig, n));
     rewriter_store_free(unborn);
     daemon_clear(&d);
 }
@@ -704,16 +681,16 @@ START_TEST(err_no_room)
     limit.rlim_cur = REWRITER_STORE_HEADER_BYTES + STEP * REWRITER_SLOT_BYTES;
     ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
     for (uint32_t n = 0; n < STEP + 100; n++)
-        open_connection(&d.rig, n);
+        rw_open_connection(&d.rig, n);
     ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &old), 0);
     (void)signal(SIGXFSZ, handler);
     for (uint32_t n = 0; n < STEP + 100; n++)
-        ck_assert(is_translated(&d.rig, n));
+        ck_assert(rw_is_translated(&d.rig, n));
     ck_assert_uint_ge(rw_stats(&d.rig)->unsaved, 100);
     ck_assert_uint_eq(daemon_restart(&d, MAX).loaded, STEP);
     rewriter_commit(d.rig.rewriter);
     for (uint32_t n = 0; n < MAX; n++)
-        open_connection(&d.rig, n);
+        rw_open_connection(&d.rig, n);
     ck_assert_uint_eq(rw_stats(&d.rig)->unsaved, 0);
     ck_assert_uint_eq(daemon_restart(&d, MAX).loaded, MAX);
     daemon_clear(&d);
@@ -738,7 +715,7 @@ START_TEST(sec_cut_short)
     g_autofree char *other = g_build_filename(d.dir, "other", NULL);
 
     for (uint32_t n = 0; n < 10; n++)
-        open_connection(&d.rig, n);
+        rw_open_connection(&d.rig, n);
     g_autoptr(GBytes) whole = contents(&d);
     gsize len;
     const uint8_t *bytes = g_bytes_get_data(whole, &len);
@@ -772,7 +749,7 @@ START_TEST(sec_any_byte_changed)
     unsigned n_damaged = 0;
 
     for (uint32_t n = 0; n < SLOTS; n++)
-        open_connection(&d.rig, n);
+        rw_open_connection(&d.rig, n);
     GByteArray *ours = exports_of(d.rig.rewriter);
     g_autoptr(GBytes) whole = contents(&d);
     gsize len;
@@ -845,7 +822,7 @@ START_TEST(sec_more_than_fit)
     Rewriter *rewriter;
 
     for (uint32_t n = 0; n < 10; n++)
-        open_connection(&d.rig, n);
+        rw_open_connection(&d.rig, n);
     RewriterLoad load = peek(d.path, &vm, 4, &rewriter);
 
     ck_assert_uint_eq(load.loaded, 4);
