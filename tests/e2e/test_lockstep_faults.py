@@ -63,6 +63,16 @@ def test_primary_killed_with_stream_ports(pair):
     pair.finish(mark, load, [pair.primary, pair.secondary])
 
 
+def fail_over_back(pair, load):
+    """The survivor's next secondary takes over in turn."""
+    pair.lab.wait_protected(pair.secondary, REPROTECT_S)
+    load.wait_flow()
+    mark = pair.mark(pair.secondary)
+    pair.lab.kill(pair.secondary, "qemu")
+    pair.takeover(pair.primary, mark, load, STALL_TOLD)
+    pair.finish(mark, load, [pair.primary, pair.secondary, pair.primary])
+
+
 def test_two_failovers_of_young_connections(pair):
     """Opened since the last checkpoint, so that the survivor's numbers are not those that the client knows; the next
     survivor must know of that too."""
@@ -71,12 +81,7 @@ def test_two_failovers_of_young_connections(pair):
     mark = pair.mark()
     pair.lab.kill(pair.primary, "qemu")
     pair.takeover(pair.secondary, mark, load, STALL_TOLD)
-    pair.lab.wait_protected(pair.secondary, REPROTECT_S)
-    load.wait_flow()
-    mark = pair.mark(pair.secondary)
-    pair.lab.kill(pair.secondary, "qemu")
-    pair.takeover(pair.primary, mark, load, STALL_TOLD)
-    pair.finish(mark, load, [pair.primary, pair.secondary, pair.primary])
+    fail_over_back(pair, load)
 
 
 def add_young_stream(pair, load):
@@ -116,12 +121,7 @@ def test_survivors_colod_killed_with_young_connections(pair, when):
         load.wait_flow()
     assert pair.lab.host(pair.secondary).qemu().pid == guest.pid, "another QEMU was started"
     pair.lab.start(pair.primary)
-    pair.lab.wait_protected(pair.secondary, REPROTECT_S)
-    load.wait_flow()
-    mark = pair.mark(pair.secondary)
-    pair.lab.kill(pair.secondary, "qemu")
-    pair.takeover(pair.primary, mark, load, STALL_TOLD)
-    pair.finish(mark, load, [pair.primary, pair.secondary, pair.primary])
+    fail_over_back(pair, load)
 
 
 # place -> (which host's proxy loses it, whether a burst there needs a checkpoint to be healed). What gets lost behind
