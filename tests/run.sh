@@ -299,9 +299,27 @@ stage_chaos()
     return $status
 }
 
+# Seconds of its cores that a virtual machine did not get from its host, since its start.
+stolen_seconds()
+{
+    local steal
+
+    read -r _ _ _ _ _ _ _ _ steal _ </proc/stat
+    echo $((steal / $(getconf CLK_TCK)))
+}
+
+# tell_slow STAGE SECONDS STOLEN: what a stage that took long spent its time on.
+tell_slow()
+{
+    (($3 * 10 <= $2)) || printf '    the host took %d s of the cores away\n' "$3"
+    (($2 <= 600)) || grep -E '^[0-9.]+s (setup|call|teardown) ' "$logs/$1.log" | head -n 8 | sed 's/^/    /'
+}
+
 run_stage()
 {
-    local stage="$1" start=$SECONDS status
+    local stage="$1" start=$SECONDS stolen status
+
+    stolen="$(stolen_seconds)"
 
     printf '%-9s ' "$stage"
     start_or_join_idle "$stage"
@@ -316,10 +334,12 @@ run_stage()
             printf '%s\n' "$flaky" | sed 's/^/    FLAKY, passed at the second try: /'
             flaky=''
         fi
+        tell_slow "$stage" $((SECONDS - start)) $(($(stolen_seconds) - stolen))
         return
     fi
     printf 'FAILED  %4d s, the end of %s:\n' $((SECONDS - start)) "$logs/$stage.log"
     tail -n 40 "$logs/$stage.log" | sed 's/^/    /'
+    tell_slow "$stage" $((SECONDS - start)) $(($(stolen_seconds) - stolen))
     failed+=("$stage")
 }
 

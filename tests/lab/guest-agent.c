@@ -64,6 +64,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/klog.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -73,6 +74,7 @@ enum {
     COMMAND_PORT = 9,
     NUMBERED_PORT = 11,
     HTTP_PORT = 80,
+    CONSOLE_LEVEL = 8, /* what klogctl() is asked to set: syslog(2) */
     DATAGRAM_BYTES = 64 * 1024,
     DATAGRAM_BURST = 64, /* datagrams served before the other descriptors get their turn */
     RANDOM_SEED_BYTES = 64,
@@ -249,6 +251,8 @@ run(void)
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     make_seed();
+    klogctl(CONSOLE_LEVEL, NULL,
+            7);               /* a program that dies is told on the console, the boot is not */
     signal(SIGCHLD, SIG_IGN); /* process 1 inherits httpd's children; nobody waits for them */
     open_epoll();
     tick_fd = make_timer(FD_TICK);

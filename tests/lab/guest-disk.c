@@ -343,6 +343,8 @@ serve(int fd)
         if (send(fd, answer, len + 1, MSG_NOSIGNAL) < 0)
             break;
     }
+    if (in && ferror(in))
+        fprintf(stderr, "oracle: guest-disk cannot read an order: %m\n");
     _exit(0);
 }
 

@@ -203,6 +203,8 @@ class Memory(Oracle):
     MIB = 4
     RATE = 200  # pages written in a second
     TURN_S = 10
+    # Of the oracles in the guest, of the guest's kernel (a secondary whose target is killed may tell I/O errors).
+    BAD_NEWS = r"^oracle:|segfault|general protection|trap |Out of memory|Oops|BUG:"
 
     def __init__(self, lab, seed=0):
         super().__init__(lab, seed)
@@ -303,4 +305,4 @@ class Memory(Oracle):
             return []
         whole = data.rfind(b"\n") + 1
         self.consoles[path] = at + whole
-        return [line for line in data[:whole].decode(errors="replace").splitlines() if line.startswith("oracle:")]
+        return [line for line in data[:whole].decode(errors="replace").splitlines() if re.search(self.BAD_NEWS, line)]
