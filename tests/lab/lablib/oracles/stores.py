@@ -204,7 +204,7 @@ class Memory(Oracle):
     RATE = 200  # pages written in a second
     TURN_S = 10
     # Of the oracles in the guest, of the guest's kernel (a secondary whose target is killed may tell I/O errors).
-    BAD_NEWS = r"^oracle:|segfault|general protection|trap |Out of memory|Oops|BUG:"
+    BAD_NEWS = r"^oracle:|segfault|general protection|trap |Out of memory"
 
     def __init__(self, lab, seed=0):
         super().__init__(lab, seed)
@@ -214,14 +214,14 @@ class Memory(Oracle):
         self.turn = (0, 0)
 
     def prepare(self):
-        for host in self.lab.hosts.values():
-            path = f"{host.dir}/run/{VM}/console.log"
-            self.consoles[path] = 0
-            self._read_console(path)
         with Lines(self.connect()) as guest:
             answer = guest.call(f"start {self.MIB} {self.RATE}")
         if answer != "ok":
             raise LabError(f"the guest makes no pattern: '{answer}'")
+        for host in self.lab.hosts.values():
+            path = f"{host.dir}/run/{VM}/console.log"
+            self.consoles[path] = 0
+            self._read_console(path)
 
     def finish(self):
         with Lines(self.connect()) as guest:
