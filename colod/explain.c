@@ -164,6 +164,11 @@ advice(const Group *group)
         if (group->cls == FRAME_ARP || group->cls == FRAME_L2_OTHER || group->cls == FRAME_IP_OTHER)
             return "if these frames carry nothing of worth, other-frames=pass lets them leave "
                    "uncompared";
+        if (group->cls == FRAME_TCP)
+            return "one guest was silent: a slower or busier host, a timer or a full table of the "
+                   "guest's (TIME_WAIT, if its TCPTimeWaitOverflow grows: raise "
+                   "net.ipv4.tcp_max_tw_buckets), or a lost frame; if the host is only slow, raise "
+                   "compare-timeout-ms";
         return "one guest was silent: a slower or busier host, a timer of the guest's, or a lost "
                "frame; if the host is only slow, raise compare-timeout-ms";
     case COMPARE_RULE_MEMORY:

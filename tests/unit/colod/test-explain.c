@@ -93,7 +93,8 @@ START_TEST(unit_advice)
         {FRAME_UDP, 123, COMPARE_RULE_PAYLOAD, "NTP"},
         {FRAME_TCP, 22, COMPARE_RULE_PAYLOAD, "SSH"},
         {FRAME_TCP, 80, COMPARE_RULE_PAYLOAD, NULL},
-        {FRAME_TCP, 80, COMPARE_RULE_TIMEOUT_PRIMARY, "compare-timeout-ms"},
+        {FRAME_TCP, 80, COMPARE_RULE_TIMEOUT_PRIMARY, "tcp_max_tw_buckets"},
+        {FRAME_UDP, 7, COMPARE_RULE_TIMEOUT_PRIMARY, "compare-timeout-ms"},
         {FRAME_ARP, 0, COMPARE_RULE_TIMEOUT_SECONDARY, "other-frames=pass"},
         {FRAME_TCP, 80, COMPARE_RULE_FLOWS, "bound"},
     };
