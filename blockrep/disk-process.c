@@ -34,6 +34,7 @@ struct DiskProcess {
     gpointer user_data;
     GMainContext *context;
     GSource *kill_timer;
+    char *control_path;
     char *why; /* it will be killed, or was not found */
     gboolean ready;
 };
@@ -51,7 +52,11 @@ tell_dead(DiskProcess *process, const char *how)
 static void
 on_dead(const char *how, gpointer user_data)
 {
-    tell_dead(user_data, how);
+    DiskProcess *process = user_data;
+
+    /* One that was killed, or did not wait for its last clients, has left it. */
+    (void)g_unlink(process->control_path);
+    tell_dead(process, how);
 }
 
 static gboolean
@@ -128,6 +133,7 @@ process_alloc(const char *control_path, unsigned connect_ms, unsigned silence_ms
 
     process->handlers = handlers;
     process->user_data = user_data;
+    process->control_path = g_strdup(control_path);
     process->context = g_main_context_ref_thread_default();
     process->client =
         disk_client_new(control_path, connect_ms, silence_ms, &client_handlers, process);
@@ -187,6 +193,7 @@ disk_process_free(DiskProcess *process)
     g_clear_pointer(&process->client, disk_client_free);
     g_clear_pointer(&process->process, process_free);
     g_main_context_unref(process->context);
+    g_free(process->control_path);
     g_free(process->why);
     g_free(process);
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """test_disk.py - a Disk of colod with both plugins and the real QEMU"""
 import contextlib
+import glob
 import json
 import os
 import signal
@@ -361,6 +362,16 @@ def test_left_over_processes(make_host):
     assert host.pid("mirror") not in (0, first) and host.pid("target") > 0
     host.tool.call("stop")
     assert host.pid("mirror") == 0 and host.pid("target") == 0
+
+
+def test_no_control_socket_is_left(make_host):
+    """By a process whose client, the guest's QEMU, does not leave: after a second it goes as it is."""
+    host = make_host()
+    host.tool.call("start primary 1 first")
+    host.start_qemu("primary")
+    assert glob.glob(f"{host.run}/*.ctl")
+    host.tool.call("stop")
+    assert not glob.glob(f"{host.run}/*.ctl")
 
 
 def test_wrong_certificate(pair, pki):

@@ -148,5 +148,9 @@ class Sniffer(threading.Thread):
                 found.append(host)
         return found
 
+    def times_ns(self, host, start_ns, end_ns):
+        """When this host's frames of that time were seen."""
+        return [when for when, who in self.frames if start_ns <= when <= end_ns and who == host]
+
     def count(self, host=None, start_ns=0, end_ns=1 << 62):
         return sum(1 for when, who in self.frames if start_ns <= when <= end_ns and host in (None, who))

@@ -404,14 +404,21 @@ START_TEST(life_peer_link_free_while_setting_up)
 }
 END_TEST
 
+/* Both are up; alpha has this heartbeat limit. */
+static void
+pair_join(Side *alpha, Side *beta, guint alpha_limit_ms)
+{
+    pair_init(alpha, beta);
+    alpha->config.heartbeat_limit_ms = alpha_limit_ms;
+    pair_start(alpha, beta);
+    WAIT_UNTIL(alpha, beta, alpha->n_up && beta->n_up);
+}
+
 START_TEST(err_peer_link_silent)
 {
     Side alpha, beta;
 
-    pair_init(&alpha, &beta);
-    alpha.config.heartbeat_limit_ms = 200;
-    pair_start(&alpha, &beta);
-    WAIT_UNTIL(&alpha, &beta, alpha.n_up && beta.n_up);
+    pair_join(&alpha, &beta, 200);
 
     int64_t start_ns = clock_now_ns();
 
@@ -433,10 +440,7 @@ START_TEST(unit_peer_link_late_timer_is_no_silence)
     Side alpha, beta;
 
     /* alpha stands still for longer than its limit; beta's heartbeats lie in its socket. */
-    pair_init(&alpha, &beta);
-    alpha.config.heartbeat_limit_ms = 100;
-    pair_start(&alpha, &beta);
-    WAIT_UNTIL(&alpha, &beta, alpha.n_up && beta.n_up);
+    pair_join(&alpha, &beta, 100);
     for (int round = 0; round < 5; round++) {
         int64_t until_ns = clock_now_ns() + 300 * NS_PER_MS;
 
@@ -457,10 +461,7 @@ START_TEST(unit_peer_link_both_stood_still)
 {
     Side alpha, beta;
 
-    pair_init(&alpha, &beta);
-    alpha.config.heartbeat_limit_ms = 100;
-    pair_start(&alpha, &beta);
-    WAIT_UNTIL(&alpha, &beta, alpha.n_up && beta.n_up);
+    pair_join(&alpha, &beta, 100);
     for (int round = 0; round < 5; round++) {
         g_usleep(300 * 1000);
         for (int i = 0; i < 50; i++)
