@@ -311,7 +311,7 @@ stolen_seconds()
 # tell_slow STAGE SECONDS STOLEN: what a stage that took long spent its time on.
 tell_slow()
 {
-    (($3 * 10 <= $2)) || printf '    the host took %d s of the cores away\n' "$3"
+    (($3 < 10 || $3 * 10 <= $2)) || printf '    the host took %d s of the cores away\n' "$3"
     (($2 <= 600)) || grep -E '^[0-9.]+s (setup|call|teardown) ' "$logs/$1.log" | head -n 8 | sed 's/^/    /'
 }
 
