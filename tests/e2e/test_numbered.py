@@ -43,7 +43,7 @@ def test_a_lost_one_is_seen_inside_the_secondary(pair, place):
     numbered.start()
     numbered.wait_answers(100)
     settle(pair)
-    consoles, first = Consoles(pair.lab), len(numbered.sent_ns)
+    consoles, first = Consoles(pair.lab), numbered.first_open()
     before = sum(compare_status(pair)["differences"].values())
     host = pair.primary if place == "mirror" else pair.secondary
     pair.lab.host(host).call("test-lose", place=place, frames=1)

@@ -108,6 +108,11 @@ class Numbered(Client):
         """How many of the first so many, or of all, were not answered."""
         return sum(number not in self.answered_ns for number in range(len(self.sent_ns) if end is None else end))
 
+    def first_open(self):
+        """The lowest number that is not answered yet: it and all later ones may still be on their way to either guest."""
+        sent = len(self.sent_ns)
+        return next((number for number in range(sent) if number not in self.answered_ns), sent)
+
     def wait_answers(self, count=20, seconds=20):
         goal = len(self.answered_ns) + count
 
