@@ -517,3 +517,9 @@ disk_client_pid(const DiskClient *client)
 {
     return client->pid;
 }
+
+const char *
+disk_client_path(const DiskClient *client)
+{
+    return client->path;
+}

@@ -50,3 +50,6 @@ void disk_client_send(DiskClient *client, const char *command, json_object *argu
 
 /** The process that listens (SO_PEERCRED); 0 before the first status. */
 pid_t disk_client_pid(const DiskClient *client);
+
+/** Of the socket; owned by the client. */
+const char *disk_client_path(const DiskClient *client);

@@ -34,29 +34,21 @@ struct DiskProcess {
     gpointer user_data;
     GMainContext *context;
     GSource *kill_timer;
-    char *control_path;
     char *why; /* it will be killed, or was not found */
     gboolean ready;
 };
 
 static void
-tell_dead(DiskProcess *process, const char *how)
+on_dead(const char *how, gpointer user_data)
 {
+    DiskProcess *process = user_data;
     g_autofree char *text =
         process->why ? g_strdup_printf("%s (%s)", process->why, how) : g_strdup(how);
 
     source_clear(&process->kill_timer);
-    process->handlers->dead(process, text, process->user_data);
-}
-
-static void
-on_dead(const char *how, gpointer user_data)
-{
-    DiskProcess *process = user_data;
-
     /* One that was killed, or did not wait for its last clients, has left it. */
-    (void)g_unlink(process->control_path);
-    tell_dead(process, how);
+    (void)g_unlink(disk_client_path(process->client));
+    process->handlers->dead(process, text, process->user_data);
 }
 
 static gboolean
@@ -68,7 +60,7 @@ on_kill_timer(gpointer user_data)
     if (process->process)
         process_kill(process->process);
     else
-        tell_dead(process, "not found");
+        on_dead("not found", process);
     return G_SOURCE_REMOVE;
 }
 
@@ -133,7 +125,6 @@ process_alloc(const char *control_path, unsigned connect_ms, unsigned silence_ms
 
     process->handlers = handlers;
     process->user_data = user_data;
-    process->control_path = g_strdup(control_path);
     process->context = g_main_context_ref_thread_default();
     process->client =
         disk_client_new(control_path, connect_ms, silence_ms, &client_handlers, process);
@@ -193,7 +184,6 @@ disk_process_free(DiskProcess *process)
     g_clear_pointer(&process->client, disk_client_free);
     g_clear_pointer(&process->process, process_free);
     g_main_context_unref(process->context);
-    g_free(process->control_path);
     g_free(process->why);
     g_free(process);
 }

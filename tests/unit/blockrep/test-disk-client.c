@@ -5,6 +5,7 @@
  * The fake plugin is in the test's own thread: each test says what it reads and what it answers.
  */
 #include "disk-client.h"
+#include "disk-process.h"
 #include "disk.h"
 
 #include "check-main.h"
@@ -390,6 +391,39 @@ START_TEST(err_nobody_listens)
 }
 END_TEST
 
+static void
+on_process_dead(DiskProcess *process G_GNUC_UNUSED, const char *how, gpointer user_data)
+{
+    char **text = user_data;
+
+    ck_assert_ptr_null(*text);
+    *text = g_strdup(how);
+}
+
+/* A colod that comes back after its disk's process has died, and left its socket. */
+START_TEST(err_a_socket_that_nobody_listens_on_any_more)
+{
+    static const DiskProcessHandlers process_handlers = {.dead = on_process_dead};
+    Fixture fixture;
+    g_autofree char *how = NULL;
+
+    fixture_init(&fixture);
+    fixture.listen_fd = fd_unix_listen(fixture.path);
+    ck_assert_int_ge(fixture.listen_fd, 0);
+    fd_clear(&fixture.listen_fd);
+    ck_assert(g_file_test(fixture.path, G_FILE_TEST_EXISTS));
+
+    g_autoptr(DiskProcess) process =
+        disk_process_find(fixture.path, SILENCE_MS, &process_handlers, &how);
+
+    WAIT_FOR(how != NULL);
+    ck_assert_ptr_nonnull(strstr(how, "not found"));
+    ck_assert(!g_file_test(fixture.path, G_FILE_TEST_EXISTS));
+    g_clear_pointer(&process, disk_process_free);
+    fixture_clear(&fixture);
+}
+END_TEST
+
 START_TEST(err_a_command_without_an_answer)
 {
     Fixture fixture;
@@ -576,7 +610,8 @@ END_TEST
 
 CHECK_MAIN("disk-client", unit_status_is_watched, unit_the_socket_may_come_late,
            unit_commands_keep_their_order_and_urgent_ones_do_not_wait, err_classes,
-           err_nobody_listens, err_a_command_without_an_answer, err_a_status_without_an_answer,
-           err_the_plugin_goes, sec_garbage, sec_an_answer_nobody_asked_for,
-           sec_a_status_without_a_change, sec_a_line_without_an_end,
-           sec_more_commands_than_anybody_can_want, life_freed_in_each_callback)
+           err_nobody_listens, err_a_socket_that_nobody_listens_on_any_more,
+           err_a_command_without_an_answer, err_a_status_without_an_answer, err_the_plugin_goes,
+           sec_garbage, sec_an_answer_nobody_asked_for, sec_a_status_without_a_change,
+           sec_a_line_without_an_end, sec_more_commands_than_anybody_can_want,
+           life_freed_in_each_callback)
