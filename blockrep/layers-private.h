@@ -15,14 +15,20 @@ enum {
     COPY_BLOCKS = 16,  /* copied at once: 64 KiB, a buffer on the stack */
 };
 
+/* What ended mirroring. In one piece: both are read while others write. */
+typedef struct Stale {
+    int16_t fault; /* Fault */
+    int16_t error; /* a negative errno */
+} Stale;
+
 struct Layers {
     Store *disk;
     Overlay *hidden;
     Overlay *active;
     RangeLock *lock;
-    DirtyMap *map;    /* or NULL */
-    atomic_int mode;  /* set under a hold on everything; TargetMode */
-    atomic_int stale; /* Fault */
+    DirtyMap *map;   /* or NULL */
+    atomic_int mode; /* set under a hold on everything; TargetMode */
+    _Atomic Stale stale;
     atomic_bool high_told;
     void (*notify)(void *user_data);
     void *user_data;

@@ -19,8 +19,8 @@
  *
  * Errors. A mirrored write that fails was not (wholly) applied, and later ones must not be either:
  * the disk would be no state that the primary's disk ever had. The first such fault is latched
- * (stale) and every later mirrored request fails by it. The view of active is still whole, so a
- * failover is still right; a checkpoint is not.
+ * (stale) and every later mirrored request fails by it, with its errno. The view of active is still
+ * whole, so a failover is still right; a checkpoint is not.
  */
 #include "layers-private.h"
 
@@ -93,13 +93,13 @@ layers_active(Layers *layers)
 Fault
 layers_stale(Layers *layers)
 {
-    return (Fault)atomic_load(&layers->stale);
+    return (Fault)atomic_load(&layers->stale).fault;
 }
 
 void
 layers_clear_stale(Layers *layers)
 {
-    atomic_store(&layers->stale, FAULT_NONE);
+    atomic_store(&layers->stale, (Stale){0});
 }
 
 void
@@ -136,13 +136,22 @@ finish(Layers *layers, Side side, bool is_change, int r, Fault fault, Fault *ret
         return 0;
     layers_count_fault(layers, fault);
     if (side == SIDE_TARGET && is_change && fault != FAULT_REFUSED && fault != FAULT_STALE) {
-        int none = FAULT_NONE;
+        const Stale stale = {.fault = (int16_t)fault, .error = (int16_t)r};
+        Stale none = {0};
 
-        (void)atomic_compare_exchange_strong(&layers->stale, &none, (int)fault);
+        (void)atomic_compare_exchange_strong(&layers->stale, &none, stale);
     }
     notify(layers);
     *ret_fault = fault;
     return r;
+}
+
+/* What an earlier fault makes of everything that follows: the same error. Answers overtake each
+ * other, so the peer may learn of it from any of them. */
+static int
+stale_error(Layers *layers)
+{
+    return atomic_load(&layers->stale).error;
 }
 
 static int
@@ -193,12 +202,13 @@ write_target(Layers *layers, const void *buf, uint64_t len, uint64_t offset, boo
              Fault *ret_fault)
 {
     TargetMode mode = layers_mode(layers);
-    int r = 0;
+    int r;
 
     if (mode != TARGET_SYNCING && mode != TARGET_MIRRORING)
         return refuse(-ESHUTDOWN, FAULT_REFUSED, ret_fault);
-    if (layers_stale(layers) != FAULT_NONE)
-        return refuse(-EIO, FAULT_STALE, ret_fault);
+    r = stale_error(layers);
+    if (r < 0)
+        return refuse(r, FAULT_STALE, ret_fault);
     if (mode == TARGET_MIRRORING)
         r = io_save_old(layers, len, offset, ret_fault);
     if (r == 0)
@@ -334,9 +344,10 @@ layers_flush(Layers *layers, Side side, Fault *ret_fault)
     case TARGET_MODE_COUNT:
         g_assert_not_reached();
     }
-    if (r == 0 && side == SIDE_TARGET && layers_stale(layers) != FAULT_NONE) {
-        r = -EIO;
-        fault = FAULT_STALE;
+    if (r == 0 && side == SIDE_TARGET) {
+        r = stale_error(layers);
+        if (r < 0)
+            fault = FAULT_STALE;
     }
     return finish(layers, side, true, r, fault, ret_fault);
 }
@@ -393,9 +404,8 @@ layers_checkpoint(Layers *layers, int64_t deadline_ns)
 
     if (r < 0)
         return r;
-    if (layers_stale(layers) != FAULT_NONE)
-        r = -EIO;
-    else
+    r = stale_error(layers);
+    if (r == 0)
         empty(layers);
     range_lock_release(layers->lock, &hold);
     return r;

@@ -164,7 +164,7 @@ START_TEST(err_names_and_numbers)
     ck_assert_int_eq(plugin->zero(target, SIZE, 0, 0), -1);
     ck_assert_str_eq(fake_nbdkit_error(), "target: hidden-full: No space left on device");
     ck_assert_int_eq(plugin->flush(target, 0), -1);
-    ck_assert_int_eq(fake_nbdkit_errno(), EIO);
+    ck_assert_int_eq(fake_nbdkit_errno(), ENOSPC); /* what follows fails as the first did */
     ck_assert_int_eq(plugin->pread(target, data, 1, SIZE, 0), -1);
     ck_assert_int_eq(fake_nbdkit_errno(), EINVAL);
     unload();
