@@ -152,7 +152,9 @@ fit_vnet_header(uint8_t *vnet, uint32_t header_len, uint32_t payload_len)
 uint32_t
 patch_part(const Held *h, uint8_t *frame, uint32_t from, uint32_t to, uint32_t ack, uint16_t window)
 {
-    const uint32_t len = to - from, removed = h->payload_len - len;
+    const bool last = to == h->end; /* with the FIN, which has a number of its own */
+    const uint32_t len = (last ? h->seq + h->payload_len : to) - from;
+    const uint32_t removed = h->payload_len - len;
     const uint32_t header_len = h->payload_off - h->l4_off;
     const bool ipv6 = frame_key_is_ipv6(&h->flow->key);
     uint8_t *tcp = frame + h->l4_off, *ip;
@@ -165,7 +167,7 @@ patch_part(const Held *h, uint8_t *frame, uint32_t from, uint32_t to, uint32_t a
     be32_store(tcp + TCP_SEQ_OFFSET, from);
     be32_store(tcp + TCP_ACK_OFFSET, ack);
     be16_store(tcp + TCP_WINDOW_OFFSET, window);
-    if (to != h->seq + h->payload_len)
+    if (!last)
         tcp[TCP_FLAGS_OFFSET] &= (uint8_t)~FRAME_TCP_FIN;
     if (h->vnet_hdr_len)
         fit_vnet_header(frame, h->payload_off - h->vnet_hdr_len, len);
