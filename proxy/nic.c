@@ -506,6 +506,7 @@ nic_set_egress(Nic *nic, ProxyEgress egress, Compare **engine)
     nic->lan_readable = true;
     if (egress == PROXY_EGRESS_COMPARE) {
         nic->ls.held_before = hold_queue_has_held(nic->queue);
+        nic->ls.held_last = hold_queue_last_sequence(nic->queue);
         redirector_begin(nic, *engine, clock_now_ns());
         *engine = NULL;
     }

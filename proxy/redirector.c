@@ -298,7 +298,10 @@ redirector_release(Nic *nic, uint64_t epoch, int64_t now_ns)
     ls->touched = true;
     if (ls->held_before) {
         hold_queue_release(nic->queue, epoch);
-        ls->held_before = hold_queue_has_held(nic->queue);
+        ls->held_before = !hold_queue_is_released(nic->queue, ls->held_last);
+        /* Behind the mark is what the engine has given out since, just now most of all. */
+        if (!ls->held_before)
+            hold_queue_release_all(nic->queue);
     }
     nic->told_high = false;
     nic->port_readable = true;
