@@ -500,6 +500,8 @@ nic_set_egress(Nic *nic, ProxyEgress egress, Compare **engine)
         counter_add(&nic->dropped, hold_queue_drop_all(nic->queue));
     else if (!stays_held)
         hold_queue_release_all(nic->queue);
+    else if (egress == PROXY_EGRESS_HOLD)
+        hold_queue_unrelease(nic->queue); /* the lease under which it might leave ends here */
     nic->egress = egress;
     nic->told_high = false;
     nic->port_readable = true;

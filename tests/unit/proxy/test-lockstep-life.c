@@ -402,6 +402,23 @@ START_TEST(unit_back_from_buffered_between_a_mark_and_its_commit)
 }
 END_TEST
 
+/* In buffered mode each frame needs a commit's lease: also one that had matched, and waited. */
+START_TEST(err_to_buffered_without_a_lease_releases_nothing)
+{
+    Pair pair;
+
+    pair_init(&pair, PROXY_PORT_TAP, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
+    proxy_set_lease(pair.p.proxy, 1);
+    both_send(&pair, 1, 60);
+    WORLD_UNTIL(&pair.p, st.lease_waits == 1);
+    world_egress(&pair.p, PROXY_EGRESS_HOLD);
+    ck_assert_int_eq(client_recv(&pair.p, 50), -1);
+    pair_checkpoint(&pair);
+    ck_assert_int_eq(client_recv(&pair.p, WAIT), 1);
+    pair_clear(&pair);
+}
+END_TEST
+
 typedef void (*Stop)(World *w);
 
 static void
@@ -531,5 +548,5 @@ CHECK_MAIN("lockstep-life", err_peer_end_holds_output_until_it_is_decided,
            unit_buffered_for_a_while_and_back,
            unit_back_from_buffered_a_commit_releases_all_it_covers,
            unit_back_from_buffered_between_a_mark_and_its_commit,
-           unit_a_quiesced_guest_is_given_nothing,
+           err_to_buffered_without_a_lease_releases_nothing, unit_a_quiesced_guest_is_given_nothing,
            unit_a_checkpoint_waits_until_the_guest_has_taken_its_input)
