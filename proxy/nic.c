@@ -474,6 +474,15 @@ leave_egress(Nic *nic, ProxyEgress next)
     return NULL;
 }
 
+/* The stage too: what the queue had no room for when a comparison ended is still in it. */
+static void
+drop_output(Nic *nic)
+{
+    counter_add(&nic->dropped, hold_queue_drop_all(nic->queue));
+    if (nic->lockstep)
+        counter_add(&nic->dropped, hold_queue_drop_all(nic->ls.stage));
+}
+
 void
 nic_set_egress(Nic *nic, ProxyEgress egress, Compare **engine)
 {
@@ -487,7 +496,7 @@ nic_set_egress(Nic *nic, ProxyEgress egress, Compare **engine)
     Compare *ended = leave_egress(nic, egress);
 
     if (is_quiet(egress))
-        counter_add(&nic->dropped, hold_queue_drop_all(nic->queue));
+        drop_output(nic);
     else if (!stays_held)
         hold_queue_release_all(nic->queue);
     else if (egress == PROXY_EGRESS_HOLD)

@@ -262,8 +262,7 @@ redirector_end(Nic *nic, ProxyEgress next, int64_t now_ns)
         compare_flush(engine, now_ns);
         redirector_unstage(nic);
     } else {
-        counter_add(&nic->dropped, compare_stats(engine)->held_frames[COMPARE_PRIMARY] +
-                                       hold_queue_drop_all(ls->stage));
+        counter_add(&nic->dropped, compare_stats(engine)->held_frames[COMPARE_PRIMARY]);
     }
     redirector_publish(nic);
     ls->engine = NULL;

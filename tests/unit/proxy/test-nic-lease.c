@@ -191,6 +191,29 @@ START_TEST(err_a_lease_renewed_behind_the_end_of_the_channel_releases_nothing)
 }
 END_TEST
 
+/* With the queue full, what the engine had not taken stays in the stage when the output is opened.
+ */
+START_TEST(err_what_is_still_staged_is_dropped_with_the_rest)
+{
+    Bench *b = bench_new();
+    const uint8_t frame[FRAME_BYTES] = {0};
+    Compare *engine = NULL;
+
+    b->nic.egress = PROXY_EGRESS_OPEN;
+    (void)hold_queue_append(b->nic.ls.stage, frame, sizeof(frame), fake.now_ns);
+    hold_queue_release_all(b->nic.ls.stage);
+    nic_set_egress(&b->nic, PROXY_EGRESS_DROP, &engine);
+    nic_read(&b->nic);
+    nic_set_egress(&b->nic, PROXY_EGRESS_OPEN, &engine);
+    nic_read(&b->nic);
+    nic_flush(&b->nic);
+    ck_assert_uint_eq(n_left(b), 0);
+    ck_assert_uint_eq(counter_get(&b->nic.dropped), N_FRAMES + 1);
+    bench_free(b);
+}
+END_TEST
+
 CHECK_MAIN("nic-lease", unit_all_leave_within_the_lease,
+           err_what_is_still_staged_is_dropped_with_the_rest,
            err_a_lease_renewed_behind_the_end_of_the_channel_releases_nothing,
            err_nothing_leaves_behind_the_lease_wherever_the_host_stood_still)
