@@ -244,11 +244,13 @@ digest_want(Compare *e, Held *s)
 void
 digest_replace(Compare *e, Flow *f, const Held *whole)
 {
-    Held *h = f->s_chain.head;
+    Held *h = f->s_chain.tail;
 
-    if ((whole->flags & HELD_DIGEST) || !h || !(h->flags & HELD_DIGEST))
+    if (whole->flags & HELD_DIGEST)
         return;
-    for (int steps = 0; h && steps < ENGINE_MAX_WALK; h = h->link[LINK_CHAIN].next, steps++) {
+    /* From where a new segment belongs: no walk at all for most. */
+    for (int steps = 0; h && seq_geq(h->seq, whole->seq) && steps < ENGINE_MAX_WALK;
+         h = h->link[LINK_CHAIN].prev, steps++) {
         if (!(h->flags & HELD_WANTED) || h->seq != whole->seq || h->end != whole->end)
             continue;
         held_list_remove(&f->s_chain, h, LINK_CHAIN);

@@ -194,7 +194,7 @@ release_frame(Compare *e, const Held *h, const uint8_t *bytes, uint32_t len, Com
 static void
 release_rest(Compare *e, const Held *h, uint32_t ack, uint16_t window, CompareWhy why)
 {
-    uint32_t len = patch_part(h, e->scratch, h->cut, h->seq + h->payload_len, ack, window);
+    uint32_t len = patch_part(h, e->scratch, h->cut, h->end, ack, window);
 
     release_frame(e, h, e->scratch, len, why);
 }

@@ -23,6 +23,7 @@ enum {
     IPV4_ADDRESSES_OFFSET = 12,
     IPV6_LENGTH_OFFSET = 4,
     IPV6_ADDRESSES_OFFSET = 8,
+    IPV6_HEADER_BYTES = 40,
     TCP_SEQ_OFFSET = 4,
     TCP_ACK_OFFSET = 8,
     TCP_FLAGS_OFFSET = 13,
@@ -105,12 +106,15 @@ ip_header(uint8_t *frame, const Held *h)
     return type + 2;
 }
 
+/* @len: from @ip to the frame's end. A field of 0 said that it was for the hardware to fill in, and
+ * of a part nobody may do so any more. */
 static void
-shorten_ip(uint8_t *ip, bool ipv6, uint32_t removed)
+set_ip_length(uint8_t *ip, bool ipv6, size_t len)
 {
     uint8_t *field = ip + (ipv6 ? IPV6_LENGTH_OFFSET : IPV4_LENGTH_OFFSET);
     uint16_t before = be16_load(field);
-    uint16_t after = (uint16_t)(before - removed);
+    size_t length = ipv6 ? len - IPV6_HEADER_BYTES : len;
+    uint16_t after = length > UINT16_MAX ? 0 : (uint16_t)length;
 
     be16_store(field, after);
     if (!ipv6)
@@ -152,7 +156,8 @@ fit_vnet_header(uint8_t *vnet, uint32_t header_len, uint32_t payload_len)
 uint32_t
 patch_part(const Held *h, uint8_t *frame, uint32_t from, uint32_t to, uint32_t ack, uint16_t window)
 {
-    const uint32_t len = to - from, removed = h->payload_len - len;
+    const bool last = to == h->end; /* with the FIN, which has a number of its own */
+    const uint32_t len = (last ? h->seq + h->payload_len : to) - from;
     const uint32_t header_len = h->payload_off - h->l4_off;
     const bool ipv6 = frame_key_is_ipv6(&h->flow->key);
     uint8_t *tcp = frame + h->l4_off, *ip;
@@ -161,11 +166,11 @@ patch_part(const Held *h, uint8_t *frame, uint32_t from, uint32_t to, uint32_t a
     memcpy(frame, h->frame, h->payload_off);
     memcpy(frame + h->payload_off, held_payload(h) + (from - h->seq), len);
     ip = ip_header(frame, h);
-    shorten_ip(ip, ipv6, removed);
+    set_ip_length(ip, ipv6, (size_t)(frame + h->payload_off + len - ip));
     be32_store(tcp + TCP_SEQ_OFFSET, from);
     be32_store(tcp + TCP_ACK_OFFSET, ack);
     be16_store(tcp + TCP_WINDOW_OFFSET, window);
-    if (to != h->seq + h->payload_len)
+    if (!last)
         tcp[TCP_FLAGS_OFFSET] &= (uint8_t)~FRAME_TCP_FIN;
     if (h->vnet_hdr_len)
         fit_vnet_header(frame, h->payload_off - h->vnet_hdr_len, len);

@@ -17,7 +17,7 @@ const uint8_t *patch_tcp(Held *h, uint8_t *scratch, uint32_t ack, uint16_t windo
 uint16_t patch_window_field(const Held *h);
 
 /** Makes in @scratch (FRAME_MAX_BYTES) a segment of the payload of @h from the number @from up to
- * @to, with @ack and @window, its lengths and checksums; FIN only with the last byte.
+ * @to, with @ack and @window, its lengths and checksums; FIN only if @to is behind it.
  *
  * @h has no SYN and is not reassembled. Return: its length in bytes.
  */

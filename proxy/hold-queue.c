@@ -316,6 +316,12 @@ hold_queue_has_held(const HoldQueue *queue)
     return queue->released_sequence < queue->tail_sequence;
 }
 
+bool
+hold_queue_is_released(const HoldQueue *queue, guint64 sequence)
+{
+    return sequence < queue->released_sequence;
+}
+
 guint64
 hold_queue_frames(const HoldQueue *queue)
 {

@@ -93,6 +93,8 @@ bool hold_queue_peek_oldest(const HoldQueue *queue, HeldFrame *ret_frame);
 void hold_queue_drop_oldest(HoldQueue *queue);
 /** Some frames are not released. */
 bool hold_queue_has_held(const HoldQueue *queue);
+/** The frame with that number is released, or gone. */
+bool hold_queue_is_released(const HoldQueue *queue, guint64 sequence);
 
 /* Statistics, from any thread. Bytes include bookkeeping: they are what the bound counts. */
 guint64 hold_queue_frames(const HoldQueue *queue);

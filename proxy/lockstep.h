@@ -60,9 +60,10 @@ typedef struct NicLockstep {
     /* SHADOW: so many large frames go whole, as digests were not enough lately; how many the next
      * time; how many digests have gone since. */
     unsigned whole_left, whole_next, digests_since;
-    bool held_before; /* COMPARE came from HOLD: frames before it wait for a commit */
-    bool lease_wait;  /* released output waits for the lease */
-    bool touched;     /* the engine was called: its figures are to be published */
+    bool held_before;   /* COMPARE came from HOLD: frames before it wait for a commit */
+    uint64_t held_last; /* the number of the last of them */
+    bool lease_wait;    /* released output waits for the lease */
+    bool touched;       /* the engine was called: its figures are to be published */
     int64_t tick_next_ns, tick_ns;
 
     Counter mirrored_frames, mirrored_bytes, unmirrored, shadow_frames, shadow_unsent;

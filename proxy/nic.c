@@ -272,24 +272,21 @@ write_lan(Nic *nic, const HeldFrame *frame)
     return 0;
 }
 
-static void
-note_lease_wait(Nic *nic)
-{
-    if (!nic->ls.lease_wait)
-        counter_add(&nic->ls.lease_waits, 1);
-    nic->ls.lease_wait = true;
-}
-
-/* Read anew for each frame: a host that stood still in the middle of a slice has none any more. */
+/* The lease, read anew for each frame: a host that stood still in the middle of a slice has none
+ * any more. And a peer that has closed its end may have taken over: whatever the lease says, as
+ * this host may have stood still, shorter than it lasts. That is looked at once a slice (@first),
+ * and behind the lease: what the peer said before its end may just have renewed it. */
 static bool
-may_leave(Nic *nic, int64_t now_ns)
+may_leave(Nic *nic, int64_t now_ns, bool first)
 {
-    if (nic->egress != PROXY_EGRESS_COMPARE || lockstep_has_lease(nic->lockstep, now_ns)) {
-        nic->ls.lease_wait = false;
-        return true;
-    }
-    note_lease_wait(nic);
-    return false;
+    const bool may = nic->egress != PROXY_EGRESS_COMPARE ||
+                     (lockstep_has_lease(nic->lockstep, now_ns) &&
+                      (!first || peer_stream_is_open(&nic->lockstep->peer)));
+
+    if (!may && !nic->ls.lease_wait)
+        counter_add(&nic->ls.lease_waits, 1);
+    nic->ls.lease_wait = !may;
+    return may;
 }
 
 void
@@ -297,19 +294,12 @@ nic_flush(Nic *nic)
 {
     HeldFrame frame;
 
-    if (nic->lan_blocked || !nic_has_released(nic))
+    if (nic->lan_blocked)
         return;
-
-    /* A peer that has closed its end may have taken over: whatever the lease says, as this host may
-     * have stood still in between. */
-    if (nic->egress == PROXY_EGRESS_COMPARE && !peer_stream_is_open(&nic->lockstep->peer)) {
-        note_lease_wait(nic);
-        return;
-    }
     for (unsigned i = 0; i < FLUSH_SLICE && hold_queue_peek(nic->queue, &frame); i++) {
         int64_t now_ns = clock_now_ns();
 
-        if (!may_leave(nic, now_ns))
+        if (!may_leave(nic, now_ns, i == 0))
             return;
         if (write_lan(nic, &frame) < 0) {
             nic->lan_blocked = true;
@@ -484,6 +474,15 @@ leave_egress(Nic *nic, ProxyEgress next)
     return NULL;
 }
 
+/* The stage too: what the queue had no room for when a comparison ended is still in it. */
+static void
+drop_output(Nic *nic)
+{
+    counter_add(&nic->dropped, hold_queue_drop_all(nic->queue));
+    if (nic->lockstep)
+        counter_add(&nic->dropped, hold_queue_drop_all(nic->ls.stage));
+}
+
 void
 nic_set_egress(Nic *nic, ProxyEgress egress, Compare **engine)
 {
@@ -497,15 +496,18 @@ nic_set_egress(Nic *nic, ProxyEgress egress, Compare **engine)
     Compare *ended = leave_egress(nic, egress);
 
     if (is_quiet(egress))
-        counter_add(&nic->dropped, hold_queue_drop_all(nic->queue));
+        drop_output(nic);
     else if (!stays_held)
         hold_queue_release_all(nic->queue);
+    else if (egress == PROXY_EGRESS_HOLD)
+        hold_queue_unrelease(nic->queue); /* the lease under which it might leave ends here */
     nic->egress = egress;
     nic->told_high = false;
     nic->port_readable = true;
     nic->lan_readable = true;
     if (egress == PROXY_EGRESS_COMPARE) {
         nic->ls.held_before = hold_queue_has_held(nic->queue);
+        nic->ls.held_last = hold_queue_last_sequence(nic->queue);
         redirector_begin(nic, *engine, clock_now_ns());
         *engine = NULL;
     }

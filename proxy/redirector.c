@@ -262,8 +262,7 @@ redirector_end(Nic *nic, ProxyEgress next, int64_t now_ns)
         compare_flush(engine, now_ns);
         redirector_unstage(nic);
     } else {
-        counter_add(&nic->dropped, compare_stats(engine)->held_frames[COMPARE_PRIMARY] +
-                                       hold_queue_drop_all(ls->stage));
+        counter_add(&nic->dropped, compare_stats(engine)->held_frames[COMPARE_PRIMARY]);
     }
     redirector_publish(nic);
     ls->engine = NULL;
@@ -298,7 +297,10 @@ redirector_release(Nic *nic, uint64_t epoch, int64_t now_ns)
     ls->touched = true;
     if (ls->held_before) {
         hold_queue_release(nic->queue, epoch);
-        ls->held_before = hold_queue_has_held(nic->queue);
+        ls->held_before = !hold_queue_is_released(nic->queue, ls->held_last);
+        /* Behind the mark is what the engine has given out since, just now most of all. */
+        if (!ls->held_before)
+            hold_queue_release_all(nic->queue);
     }
     nic->told_high = false;
     nic->port_readable = true;

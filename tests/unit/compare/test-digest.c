@@ -297,6 +297,34 @@ START_TEST(unit_digests_go_on_while_the_whole_is_under_way)
 }
 END_TEST
 
+/* Repeated meanwhile: whole, as all are for a while, and in front of what was asked for. */
+START_TEST(unit_the_whole_comes_behind_a_repetition)
+{
+    World *world = world_new(__func__, 10 * MS);
+
+    ck_assert(!secondary_says(world, ACK, 0, 100));
+    ck_assert(secondary_says(world, ACK, 100, 30 * UNIT + 100));
+
+    uint64_t a = primary_says(world, ACK, 0, 3 * UNIT);
+
+    rig_wait(world->rig, 10 * MS);
+    ck_assert_uint_eq(world->n_wanted, 1);
+
+    g_autofree uint8_t *buf = g_malloc(PACKET_MAX);
+    size_t len = build(world, ACK, 0, 4 * UNIT, buf);
+
+    ck_assert_int_eq(submit(world, buf, len, NULL, 0), 0);
+    ck_assert(rig_was_released(world->rig, a));
+    ck_assert(answer(world));
+
+    uint64_t b = primary_says(world, ACK, 3 * UNIT, 30 * UNIT + 100);
+
+    ck_assert(rig_was_released(world->rig, b));
+    ck_assert_uint_eq(compare_stats(world->rig->compare)->held_frames[S], 0);
+    world_free(world);
+}
+END_TEST
+
 START_TEST(err_another_byte_is_found_at_its_place)
 {
     World *world = world_new(__func__, 0);
@@ -525,7 +553,7 @@ CHECK_MAIN("compare-digest", unit_same_cuts_leave_without_a_question,
            unit_bytes_that_end_within_a_unit_are_asked_for_after_a_while,
            unit_a_short_segment_within_a_unit_is_no_reason_to_ask,
            unit_digests_go_on_while_the_whole_is_under_way,
-           unit_what_waits_for_its_epoch_is_compared_then,
+           unit_the_whole_comes_behind_a_repetition, unit_what_waits_for_its_epoch_is_compared_then,
            unit_what_is_not_worth_it_or_takes_part_in_the_rules_goes_whole,
            property_equal_streams_leave_however_they_are_cut,
            err_another_byte_is_found_at_its_place, err_without_an_answer_it_is_a_timeout,

@@ -3,6 +3,7 @@
 #include <glib.h>
 #include <string.h>
 
+#include "bytes.h"
 #include "check-main.h"
 #include "rig.h"
 
@@ -648,6 +649,39 @@ START_TEST(unit_parts_and_a_difference_behind_them)
 }
 END_TEST
 
+/* The FIN is what the secondary has to say too, like any byte. */
+START_TEST(unit_parts_leave_the_fin_behind)
+{
+    Rig *rig = rig_with_parts(__func__, &(Packet){0});
+
+    rig_tcp(rig, P, ACK | FIN, 1001, 500, "abc");
+    rig_tcp(rig, S, ACK, 1001, 500, "abc");
+    rig_wait(rig, 10 * MS);
+    expect_segment(rig, 1, ACK, 1001, 500, "abc");
+    rig_tcp(rig, S, ACK | FIN, 1004, 500, NULL);
+    expect_segment(rig, 2, ACK | FIN, 1004, 500, "");
+    ck_assert_uint_eq(rig_n_divergences(rig), 0);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(unit_parts_and_a_secondary_that_does_not_say_fin)
+{
+    Rig *rig = rig_with_parts(__func__, &(Packet){0});
+
+    rig_tcp(rig, P, ACK | FIN, 1001, 500, "abc");
+    rig_tcp(rig, S, ACK, 1001, 500, "abc");
+    rig_wait(rig, 10 * MS);
+    expect_segment(rig, 1, ACK, 1001, 500, "abc");
+    rig_tcp(rig, S, ACK, 1004, 500, "def");
+    ck_assert_int_eq(rig_last_rule(rig), COMPARE_RULE_FIN);
+    ck_assert_uint_eq(rig->released->len, 2);
+    rig_checkpoint(rig);
+    expect_segment(rig, 2, ACK | FIN, 1004, 500, "");
+    rig_free(rig);
+}
+END_TEST
+
 START_TEST(unit_no_parts_unless_asked_for)
 {
     Rig *rig = rig_connected(__func__);
@@ -701,6 +735,36 @@ START_TEST(unit_parts_of_a_gso_frame)
 }
 END_TEST
 
+/* A length of zero was for who segments the frame; a part need not be segmented. */
+START_TEST(unit_parts_of_a_frame_without_ip_length)
+{
+    for (int ipv6 = 0; ipv6 < 2; ipv6++) {
+        Rig *rig = rig_with_parts(
+            __func__, &(Packet){.vnet_hdr_len = 10, .csum_partial = true, .ipv6 = ipv6});
+        uint8_t frame[PACKET_MAX];
+        const size_t at = 10 + 14 + (ipv6 ? 4 : 2);
+        Packet p = rig->conn;
+        const uint8_t *out;
+        gsize len;
+
+        p.tcp_flags = ACK;
+        p.ack = 500;
+        p.seq = 1001;
+        p.payload = "abcdef";
+        p.len = 6;
+        len = packet_build(&p, frame);
+        memset(frame + at, 0, 2);
+        rig_send_raw(rig, P, frame, len, 10);
+        rig_tcp(rig, S, ACK, 1001, 500, "abc");
+        rig_wait(rig, 10 * MS);
+        ck_assert_uint_eq(rig->released->len, 2);
+        out = g_bytes_get_data(g_array_index(rig->released, RigRelease, 1).bytes, NULL);
+        ck_assert_uint_eq(be16_load(out + at), (ipv6 ? 0 : 20) + 20 + 3);
+        rig_free(rig);
+    }
+}
+END_TEST
+
 START_TEST(err_sequence_far_outside_is_not_taken_for_a_retransmission)
 {
     Rig *rig = rig_connected(__func__);
@@ -730,5 +794,7 @@ CHECK_MAIN("compare-tcp", unit_same_segments_match_whoever_is_first, unit_differ
            unit_initial_numbers_learned, unit_ipv6_and_vlan_and_vnet,
            unit_gso_frames_of_64_kib_against_segments,
            unit_leaves_in_parts_when_the_rest_does_not_come, unit_parts_of_the_first_segment_only,
-           unit_parts_and_a_difference_behind_them, unit_no_parts_unless_asked_for,
-           unit_parts_of_a_gso_frame, err_sequence_far_outside_is_not_taken_for_a_retransmission)
+           unit_parts_and_a_difference_behind_them, unit_parts_leave_the_fin_behind,
+           unit_parts_and_a_secondary_that_does_not_say_fin, unit_no_parts_unless_asked_for,
+           unit_parts_of_a_gso_frame, unit_parts_of_a_frame_without_ip_length,
+           err_sequence_far_outside_is_not_taken_for_a_retransmission)

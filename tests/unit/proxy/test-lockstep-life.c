@@ -354,6 +354,71 @@ START_TEST(unit_buffered_for_a_while_and_back)
 }
 END_TEST
 
+/* What the engine gives out at the commit comes behind the mark of what was held before, and is
+ * covered by that commit all the same. */
+START_TEST(unit_back_from_buffered_a_commit_releases_all_it_covers)
+{
+    Pair pair;
+
+    pair_init(&pair, PROXY_PORT_TAP, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
+    world_egress(&pair.p, PROXY_EGRESS_HOLD);
+    guest_send(&pair.p, 1, 60);
+    world_until_held(&pair.p, 1);
+    world_egress(&pair.p, PROXY_EGRESS_COMPARE);
+    guest_send(&pair.p, 2, 60);
+    WORLD_UNTIL(&pair.p, st.engine_frames[0] == 1);
+    pair_checkpoint(&pair);
+    ck_assert_int_eq(client_recv(&pair.p, WAIT), 1);
+    ck_assert_int_eq(client_recv(&pair.p, WAIT), 2);
+    both_send(&pair, 3, 60);
+    ck_assert_int_eq(client_recv(&pair.p, WAIT), 3);
+    pair_clear(&pair);
+}
+END_TEST
+
+/* A commit whose mark is from before covers what was held up to there, and no more. */
+START_TEST(unit_back_from_buffered_between_a_mark_and_its_commit)
+{
+    Pair pair;
+
+    pair_init(&pair, PROXY_PORT_TAP, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
+    world_egress(&pair.p, PROXY_EGRESS_HOLD);
+    guest_send(&pair.p, 1, 60);
+    world_until_held(&pair.p, 1);
+    pair_begin_checkpoint(&pair);
+    guest_send(&pair.p, 2, 60);
+    world_until_held(&pair.p, 2);
+    world_egress(&pair.p, PROXY_EGRESS_COMPARE);
+    pair_end_checkpoint(&pair);
+    ck_assert_int_eq(client_recv(&pair.p, WAIT), 1);
+    ck_assert_int_eq(client_recv(&pair.p, 20), -1);
+    both_send(&pair, 3, 60);
+    WORLD_UNTIL(&pair.p, st.released[COMPARE_RELEASED_MATCHED] == 1);
+    ck_assert_int_eq(client_recv(&pair.p, 20), -1);
+    pair_checkpoint(&pair);
+    ck_assert_int_eq(client_recv(&pair.p, WAIT), 2);
+    ck_assert_int_eq(client_recv(&pair.p, WAIT), 3);
+    pair_clear(&pair);
+}
+END_TEST
+
+/* In buffered mode each frame needs a commit's lease: also one that had matched, and waited. */
+START_TEST(err_to_buffered_without_a_lease_releases_nothing)
+{
+    Pair pair;
+
+    pair_init(&pair, PROXY_PORT_TAP, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
+    proxy_set_lease(pair.p.proxy, 1);
+    both_send(&pair, 1, 60);
+    WORLD_UNTIL(&pair.p, st.lease_waits == 1);
+    world_egress(&pair.p, PROXY_EGRESS_HOLD);
+    ck_assert_int_eq(client_recv(&pair.p, 50), -1);
+    pair_checkpoint(&pair);
+    ck_assert_int_eq(client_recv(&pair.p, WAIT), 1);
+    pair_clear(&pair);
+}
+END_TEST
+
 typedef void (*Stop)(World *w);
 
 static void
@@ -480,5 +545,8 @@ CHECK_MAIN("lockstep-life", err_peer_end_holds_output_until_it_is_decided,
            life_takeover_says_what_the_primary_had_not,
            life_takeover_gives_the_guest_what_was_mirrored, unit_what_a_shadow_keeps_is_bounded,
            unit_what_a_shadow_keeps_is_not_old, life_survivor_becomes_the_primary_of_a_new_pair,
-           unit_buffered_for_a_while_and_back, unit_a_quiesced_guest_is_given_nothing,
+           unit_buffered_for_a_while_and_back,
+           unit_back_from_buffered_a_commit_releases_all_it_covers,
+           unit_back_from_buffered_between_a_mark_and_its_commit,
+           err_to_buffered_without_a_lease_releases_nothing, unit_a_quiesced_guest_is_given_nothing,
            unit_a_checkpoint_waits_until_the_guest_has_taken_its_input)

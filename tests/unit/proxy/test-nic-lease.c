@@ -21,6 +21,7 @@ static struct {
     int64_t now_ns;
     unsigned calls_left; /* until it jumps; 0: it stands */
     int64_t jump_ns;
+    void (*meanwhile)(void); /* at the jump; or NULL */
 } fake;
 
 int64_t __wrap_clock_now_ns(void);
@@ -28,8 +29,11 @@ int64_t __wrap_clock_now_ns(void);
 int64_t
 __wrap_clock_now_ns(void)
 {
-    if (fake.calls_left > 0 && --fake.calls_left == 0)
+    if (fake.calls_left > 0 && --fake.calls_left == 0) {
         fake.now_ns += fake.jump_ns;
+        if (fake.meanwhile)
+            fake.meanwhile();
+    }
     return fake.now_ns;
 }
 
@@ -82,6 +86,7 @@ bench_new(void)
 
     fake.now_ns = NS_PER_S;
     fake.calls_left = 0;
+    fake.meanwhile = NULL;
     compare_config_init(&config.compare);
     ck_assert_int_eq(lockstep_init(&b->lockstep, &config, false), 0);
     ck_assert_int_eq(nic_lockstep_init(&b->nic, &b->lockstep), 0);
@@ -160,5 +165,55 @@ START_TEST(err_nothing_leaves_behind_the_lease_wherever_the_host_stood_still)
 }
 END_TEST
 
+static Bench *the_bench;
+
+static void
+peer_closes_and_the_lease_is_renewed(void)
+{
+    ck_assert_int_eq(shutdown(the_bench->peer, SHUT_WR), 0);
+    atomic_store(&the_bench->lockstep.lease_until_ns, INT64_MAX);
+}
+
+/* A lease from behind the channel's end does not count, wherever the thread stood still. */
+START_TEST(err_a_lease_renewed_behind_the_end_of_the_channel_releases_nothing)
+{
+    Bench *b = the_bench = bench_new();
+
+    atomic_store(&b->lockstep.lease_until_ns, fake.now_ns - 1);
+    fake.calls_left = 1;
+    fake.jump_ns = NS_PER_MS;
+    fake.meanwhile = peer_closes_and_the_lease_is_renewed;
+    nic_flush(&b->nic);
+    nic_flush(&b->nic);
+    ck_assert_uint_eq(n_left(b), 0);
+    ck_assert(!nic_is_runnable(&b->nic));
+    bench_free(b);
+}
+END_TEST
+
+/* With the queue full, what the engine had not taken stays in the stage when the output is opened.
+ */
+START_TEST(err_what_is_still_staged_is_dropped_with_the_rest)
+{
+    Bench *b = bench_new();
+    const uint8_t frame[FRAME_BYTES] = {0};
+    Compare *engine = NULL;
+
+    b->nic.egress = PROXY_EGRESS_OPEN;
+    (void)hold_queue_append(b->nic.ls.stage, frame, sizeof(frame), fake.now_ns);
+    hold_queue_release_all(b->nic.ls.stage);
+    nic_set_egress(&b->nic, PROXY_EGRESS_DROP, &engine);
+    nic_read(&b->nic);
+    nic_set_egress(&b->nic, PROXY_EGRESS_OPEN, &engine);
+    nic_read(&b->nic);
+    nic_flush(&b->nic);
+    ck_assert_uint_eq(n_left(b), 0);
+    ck_assert_uint_eq(counter_get(&b->nic.dropped), N_FRAMES + 1);
+    bench_free(b);
+}
+END_TEST
+
 CHECK_MAIN("nic-lease", unit_all_leave_within_the_lease,
+           err_what_is_still_staged_is_dropped_with_the_rest,
+           err_a_lease_renewed_behind_the_end_of_the_channel_releases_nothing,
            err_nothing_leaves_behind_the_lease_wherever_the_host_stood_still)
