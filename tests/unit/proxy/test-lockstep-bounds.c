@@ -238,9 +238,10 @@ START_TEST(unit_a_lease_that_ends_needs_no_word)
     Pair pair;
 
     pair_init(&pair, PROXY_PORT_TAP, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-    proxy_set_lease(pair.p.proxy, clock_now_ns() + 100 * NS_PER_MS);
+    proxy_set_lease(pair.p.proxy, INT64_MAX);
     both_send(&pair, 1, 60);
     ck_assert_int_eq(client_recv(&pair.p, WAIT), 1);
+    proxy_set_lease(pair.p.proxy, clock_now_ns() + 100 * NS_PER_MS);
     for (guint32 i = 2; world_stats(&pair.p).lease_waits == 0; i++) {
         both_send(&pair, i, 60);
         g_usleep(1000);
