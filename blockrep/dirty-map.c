@@ -426,10 +426,20 @@ dirty_map_free(DirtyMap *map)
     close_map(map);
 }
 
+static void
+set_distrusted(G_GNUC_UNUSED DirtyMap *map, MapHeader *header)
+{
+    header->distrusted = true;
+}
+
+/* Others that have it open may still mark it clean: then with all bits set. */
 void
 dirty_map_distrust(DirtyMap *map)
 {
     atomic_store(&map->never_clean, true);
+    set_range(map, 0, map->n_chunks);
+    atomic_store(&map->distrusted, true);
+    (void)change_header(map, set_distrusted); /* without it they are copied, not compared */
 }
 
 /* --- Arming --- */

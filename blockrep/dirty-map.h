@@ -38,7 +38,8 @@ DirtyMap *dirty_map_open(const char *path, uint64_t size_bytes, GError **error);
 void dirty_map_free(DirtyMap *map);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(DirtyMap, dirty_map_free)
 
-/** From now on it will not count as closed cleanly. */
+/** The disk may have lost what it was given: all bits are set, for want of knowledge, and this
+ * opener will not mark it closed cleanly. Blocks. */
 void dirty_map_distrust(DirtyMap *map);
 
 /**

@@ -177,6 +177,21 @@ disk_clear_process(Plugin *plugin)
     plugin->ready = plugin->ending = false;
 }
 
+static gboolean on_restart(gpointer plugin);
+
+static void
+restart_soon(Plugin *plugin)
+{
+    unsigned ms = RESTART_FIRST_MS;
+
+    for (unsigned i = 0; i < plugin->restarts && ms < RESTART_LAST_MS; i++)
+        ms *= 2;
+    plugin->restarts++;
+    source_set_timeout(&plugin->restart, plugin->disk->context, MIN(ms, (unsigned)RESTART_LAST_MS),
+                       on_restart, plugin);
+}
+
+/* What was in the way may go away, and the guest cannot do without. */
 static gboolean
 on_restart(gpointer user_data)
 {
@@ -184,24 +199,13 @@ on_restart(gpointer user_data)
     g_autoptr(GError) error = NULL;
 
     source_clear(&plugin->restart);
-    if (!disk_start_plugin(plugin, &error) && plugin->disk->handlers->fault)
+    if (disk_start_plugin(plugin, &error))
+        return G_SOURCE_REMOVE;
+    restart_soon(plugin);
+    if (plugin->disk->handlers->fault)
         plugin->disk->handlers->fault(plugin->disk, death_faults[plugin->kind], error->message,
                                       plugin->disk->user_data);
     return G_SOURCE_REMOVE;
-}
-
-static void
-restart_soon(Plugin *plugin)
-{
-    unsigned ms = RESTART_FIRST_MS;
-
-    if (clock_now_ns() - plugin->started_ns > LIVED_LONG_S * NS_PER_S)
-        plugin->restarts = 0;
-    for (unsigned i = 0; i < plugin->restarts && ms < RESTART_LAST_MS; i++)
-        ms *= 2;
-    plugin->restarts++;
-    source_set_timeout(&plugin->restart, plugin->disk->context, MIN(ms, (unsigned)RESTART_LAST_MS),
-                       on_restart, plugin);
 }
 
 static void
@@ -217,6 +221,8 @@ on_dead(DiskProcess *process G_GNUC_UNUSED, const char *how, gpointer user_data)
 
     disk_clear_process(plugin);
     disk_fail_ops_on(plugin, text);
+    if (clock_now_ns() - plugin->started_ns > LIVED_LONG_S * NS_PER_S)
+        plugin->restarts = 0;
     if (unexpected && disk->running) {
         if (plugin->kind == PLUGIN_FORWARDER || disk->failed_over)
             restart_soon(plugin);

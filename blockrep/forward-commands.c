@@ -167,6 +167,29 @@ forward_alone(Forward *forward, uint64_t generation, gboolean first, int64_t dea
     return ok;
 }
 
+/* What the process before was told last it has marked, but nobody knows any more when: QEMU may not
+ * have written it to the disk yet. */
+static void
+note_marked(Forward *forward)
+{
+    uint64_t len, at;
+
+    forward_lock(forward);
+    at = dirty_map_next(forward->map, 0, &len);
+    for (; at != UINT64_MAX && len > 0; at = dirty_map_next(forward->map, at + len, &len))
+        forward_note_recent(forward, at, len);
+    forward_unlock(forward);
+}
+
+gboolean
+forward_take_place(Forward *forward, uint64_t generation, int64_t deadline_ns, GError **error)
+{
+    if (!forward_alone(forward, generation, FALSE, deadline_ns, error))
+        return FALSE;
+    note_marked(forward);
+    return TRUE;
+}
+
 /* --- connect --- */
 
 NbdPeer *

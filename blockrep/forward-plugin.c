@@ -169,8 +169,8 @@ static gboolean
 start_alone(GError **error)
 {
     return plugin.alone_generation == 0 ||
-           forward_alone(plugin.forward, plugin.alone_generation, FALSE,
-                         clock_now_ns() + plugin.timeout_ms * NS_PER_MS, error);
+           forward_take_place(plugin.forward, plugin.alone_generation,
+                              clock_now_ns() + plugin.timeout_ms * NS_PER_MS, error);
 }
 
 static int

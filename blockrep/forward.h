@@ -60,6 +60,11 @@ void forward_change(Forward *forward, ForwardKind kind, uint64_t offset, uint64_
  */
 gboolean forward_alone(Forward *forward, uint64_t generation, gboolean first, int64_t deadline_ns,
                        GError **error);
+/** The same, of a process that takes another's place while the guest runs: all that is marked may
+ * have been written a moment ago.
+ */
+gboolean forward_take_place(Forward *forward, uint64_t generation, int64_t deadline_ns,
+                            GError **error);
 
 typedef struct ForwardConnect {
     const char *host; /* as NbdPeerConfig */

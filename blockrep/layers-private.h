@@ -5,6 +5,7 @@
 #include "layers.h"
 #include "range-lock.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #define BLOCK UINT64_C(4096)
@@ -30,6 +31,8 @@ struct Layers {
     atomic_int mode; /* set under a hold on everything; TargetMode */
     _Atomic Stale stale;
     atomic_bool high_told;
+    pthread_rwlock_t flush_lock; /* a survivor's flushes of the disk; its guest's share it */
+    atomic_int unasked_error;    /* a negative errno of one that was not its guest's */
     void (*notify)(void *user_data);
     void *user_data;
     _Atomic uint64_t requests[2];

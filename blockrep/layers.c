@@ -26,6 +26,18 @@
 
 #include <errno.h>
 
+/* The guest's flushes, which may never pause, must not keep the commit's waiting. */
+static void
+init_flush_lock(Layers *layers)
+{
+    pthread_rwlockattr_t attr;
+
+    (void)pthread_rwlockattr_init(&attr);
+    (void)pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    (void)pthread_rwlock_init(&layers->flush_lock, &attr);
+    (void)pthread_rwlockattr_destroy(&attr);
+}
+
 Layers *
 layers_new(Store *disk, Overlay *hidden, Overlay *active)
 {
@@ -35,6 +47,7 @@ layers_new(Store *disk, Overlay *hidden, Overlay *active)
     layers->hidden = hidden;
     layers->active = active;
     layers->lock = range_lock_new();
+    init_flush_lock(layers);
     atomic_init(&layers->mode, TARGET_IDLE);
     return layers;
 }
@@ -45,6 +58,7 @@ layers_free(Layers *layers)
     if (!layers)
         return;
     range_lock_free(layers->lock);
+    (void)pthread_rwlock_destroy(&layers->flush_lock);
     overlay_free(layers->active);
     overlay_free(layers->hidden);
     store_free(layers->disk);
@@ -309,16 +323,42 @@ layers_trim(Layers *layers, Side side, uint64_t len, uint64_t offset, Fault *ret
     return change(layers, side, NULL, len, offset, true, ret_fault);
 }
 
+int
+layers_flush_disk(Layers *layers)
+{
+    (void)pthread_rwlock_wrlock(&layers->flush_lock);
+
+    int r = store_flush(layers->disk);
+
+    if (r < 0)
+        atomic_store(&layers->unasked_error, r);
+    (void)pthread_rwlock_unlock(&layers->flush_lock);
+    return r;
+}
+
+/* Not beside one of another's: if that fails, this one would succeed and know nothing of it. */
 static int
-flush_committing(Layers *layers)
+flush_for(Layers *layers, Side side)
+{
+    if (side != SIDE_ACTIVE)
+        return layers_flush_disk(layers);
+    (void)pthread_rwlock_rdlock(&layers->flush_lock);
+
+    int r = store_flush(layers->disk);
+    int earlier = atomic_exchange(&layers->unasked_error, 0);
+
+    (void)pthread_rwlock_unlock(&layers->flush_lock);
+    return r < 0 ? r : earlier;
+}
+
+static int
+flush_committing(Layers *layers, Side side)
 {
     int r = store_flush(overlay_store(layers->hidden));
 
     if (r == 0)
         r = store_flush(overlay_store(layers->active));
-    if (r == 0)
-        r = store_flush(layers->disk);
-    return r;
+    return r == 0 ? flush_for(layers, side) : r;
 }
 
 int
@@ -334,11 +374,13 @@ layers_flush(Layers *layers, Side side, Fault *ret_fault)
             r = store_flush(layers->disk);
         break;
     case TARGET_COMMITTING:
-        r = flush_committing(layers);
+        r = flush_committing(layers, side);
+        break;
+    case TARGET_LOCAL:
+        r = flush_for(layers, side);
         break;
     case TARGET_IDLE:
     case TARGET_SYNCING:
-    case TARGET_LOCAL:
         r = store_flush(layers->disk);
         break;
     case TARGET_MODE_COUNT:
@@ -391,6 +433,8 @@ layers_switch(Layers *layers, TargetMode mode, bool forget, int64_t deadline_ns)
         return r;
     if (forget)
         empty(layers);
+    if (mode == TARGET_SYNCING)
+        atomic_store(&layers->unasked_error, 0); /* of a guest that is gone */
     atomic_store(&layers->mode, mode);
     range_lock_release(layers->lock, &hold);
     return 0;

@@ -40,6 +40,9 @@ int layers_zero(Layers *layers, Side side, uint64_t len, uint64_t offset, bool u
 /** Advice: what the range reads as afterwards is open. */
 int layers_trim(Layers *layers, Side side, uint64_t len, uint64_t offset, Fault *ret_fault);
 int layers_flush(Layers *layers, Side side, Fault *ret_fault);
+/** Flushes the disk for a commit. The medium tells an error once: the guest's next flush fails with
+ * it too, for what was lost may be its own. */
+int layers_flush_disk(Layers *layers);
 /** As store_extent(), for what @side reads. */
 int layers_extent(Layers *layers, Side side, uint64_t offset, uint64_t len, uint64_t *ret_len,
                   bool *ret_hole, Fault *ret_fault);

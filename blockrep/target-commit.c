@@ -117,7 +117,7 @@ finish(Target *target, GError **error)
     DiskMeta meta = target_meta(target);
     TargetFacts facts = {.generation = meta.generation};
     TargetMode mode = layers_mode(target->layers);
-    int r = store_flush(layers_disk(target->layers));
+    int r = layers_flush_disk(target->layers);
 
     if (r < 0)
         return fail(target, "flushing the disk", r, error);

@@ -281,6 +281,20 @@ def test_forwarder_dies(make_host):
     assert wait_until(lambda: host.tool.call("status")["status"]["forwarder"])["mode"] == "alone"
 
 
+def test_forwarder_cannot_be_started(make_host):
+    """What was in the way of a new one goes away; the guest's mirror must not stay lost."""
+    host = make_host()
+    host.tool.call("start primary 1 first")
+    os.rename(host.image, f"{host.image}.away")
+    host.kill("mirror")
+    assert "forwarder is gone" in host.tool.event("fault")["text"]
+    fault = host.tool.event("fault")
+    assert fault["name"] == "forwarding" and host.image in fault["text"]
+    os.rename(f"{host.image}.away", host.image)
+    assert wait_until(lambda: host.pid("mirror"))
+    assert wait_until(lambda: host.tool.call("status")["status"]["forwarder"])["mode"] == "alone"
+
+
 def test_forwarder_hangs(make_host):
     """One that does not answer any more is killed; the guest waits for the next."""
     host = make_host(timeout_ms=1000)

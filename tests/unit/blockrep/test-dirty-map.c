@@ -321,6 +321,23 @@ START_TEST(life_not_clean_when_told)
 }
 END_TEST
 
+/* What the disk could not flush it has lost, crash or not, and nobody knows of which chunks. */
+START_TEST(life_distrusted_is_all_set)
+{
+    DirtyMap *map = new_map(), *second = open_map();
+
+    dirty_map_mark(map, 0, 1);
+    dirty_map_mark(second, 0, 1);
+    dirty_map_distrust(map);
+    dirty_map_free(map);
+    dirty_map_free(second); /* whose flush has gone well */
+    map = open_map();
+    ck_assert(dirty_map_was_distrusted(map));
+    ck_assert_uint_eq(dirty_map_marked_bytes(map), SIZE);
+    dirty_map_free(map);
+}
+END_TEST
+
 START_TEST(life_two_openers)
 {
     DirtyMap *first = new_map(), *second = open_map();
@@ -559,6 +576,7 @@ run_all(void)
         life_host_crashed,
         life_host_crashed_unarmed,
         life_not_clean_when_told,
+        life_distrusted_is_all_set,
         life_two_openers,
         life_other_opener_killed,
         life_making_cut_short,

@@ -407,6 +407,32 @@ START_TEST(life_settled_is_of_before)
 }
 END_TEST
 
+/* A forwarder that takes another's place does not know what that one was told last, and so how
+ * long QEMU has been at it. */
+START_TEST(life_settled_after_a_restart)
+{
+    ForwardConnect to = {.generation = 1};
+    g_auto(Rig) rig = {0};
+    uint8_t data[4096];
+
+    rig_init(&rig, 20000);
+    to.host = rig.socket;
+    begin_mirror(&rig);
+    memset(data, 'l', sizeof(data));
+    forward_change(rig.forward, FORWARD_WRITE, 3 * CHUNK_BYTES, sizeof(data), data);
+    forward_free(rig.forward);
+    rig_open(&rig, 20000);
+    MUST(forward_take_place(rig.forward, 1, soon(), &error));
+    MUST(forward_connect(rig.forward, &to, soon(), &error));
+    wait_synced(&rig);
+    ck_assert_uint_eq(status_of(&rig).left_bytes, CHUNK_BYTES);
+    ck_assert_int_eq(pwrite(rig.fd, data, sizeof(data), 3 * CHUNK_BYTES), sizeof(data));
+    forward_settled(rig.forward);
+    MUST(forward_finish(rig.forward, soon(), &error));
+    expect_equal(&rig);
+}
+END_TEST
+
 /* --- Errors --- */
 
 START_TEST(err_the_peer_refuses)
@@ -548,6 +574,6 @@ END_TEST
 
 CHECK_MAIN("forward", life_sync_and_checkpoints, life_held_until_release, life_a_peer_that_is_late,
            life_only_what_is_marked_is_copied, life_sync_under_writes, life_sent_without_a_barrier,
-           life_settled, life_settled_is_of_before, err_the_peer_refuses, err_no_answer,
-           err_a_full_window, err_lost_while_syncing, life_alone_interrupts, err_no_such_peer,
-           life_verify)
+           life_settled, life_settled_is_of_before, life_settled_after_a_restart,
+           err_the_peer_refuses, err_no_answer, err_a_full_window, err_lost_while_syncing,
+           life_alone_interrupts, err_no_such_peer, life_verify)

@@ -284,6 +284,29 @@ START_TEST(err_guest_of_a_failed_commit)
 }
 END_TEST
 
+/* The commit's own flush may be the one that hears of what the guest has written: it is the guest
+ * who must not be told that it is stable. */
+START_TEST(err_a_flush_of_the_commit)
+{
+    g_auto(Rig) rig = {0};
+    uint8_t byte = 'x';
+    Fault fault = FAULT_NONE;
+
+    rig_mirroring(&rig, true);
+    ck_assert(target_failover(rig.target, 2, soon(), NULL));
+    ck_assert_int_eq(
+        layers_write(target_layers(rig.target), SIDE_ACTIVE, &byte, 1, 9 * BLOCK, &fault), 0);
+    fake_store_fail_flush(rig.disk, 0, EIO);
+    ck_assert(!target_commit(rig.target, NULL));
+    ck_assert(target_failover(rig.target, 2, soon(), NULL));
+    ck_assert(target_commit(rig.target, NULL));
+    expect_survivor(&rig);
+    ck_assert_int_eq(target_flush(rig.target, SIDE_ACTIVE, &fault), -EIO);
+    ck_assert_int_eq(fault, FAULT_ACTIVE_DISK);
+    ck_assert_int_eq(target_flush(rig.target, SIDE_ACTIVE, &fault), 0);
+}
+END_TEST
+
 /* Overlays in memory: nothing is durable before the end, and nothing says it is. */
 START_TEST(unit_commit_from_memory)
 {
@@ -394,5 +417,5 @@ END_TEST
 CHECK_MAIN("target", life_from_sync_to_survivor_and_back, life_checkpoints,
            err_commands_out_of_order, err_metadata_cannot_be_saved, err_a_lost_write,
            err_barrier_flush, err_commit_fails_and_is_given_again, err_guest_of_a_failed_commit,
-           unit_commit_from_memory, unit_commit_writes_a_block_once, err_deadlines,
-           life_commit_over_a_restart, sec_a_record_that_names_a_block_twice)
+           err_a_flush_of_the_commit, unit_commit_from_memory, unit_commit_writes_a_block_once,
+           err_deadlines, life_commit_over_a_restart, sec_a_record_that_names_a_block_twice)
