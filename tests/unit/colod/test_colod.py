@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""test_colod.py - the whole colod, alone on this host: a VM without NICs and disks, and a peer that the tests lead."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import time
+
+import pytest
+
+COLOD = os.environ["COLOD"]
+COLO = os.environ["COLO"]
+COLO_PKI = os.environ["COLO_PKI"]
+DEADLINE = 20  # of every wait
+UUID = "6f0b9e9c-2b6a-4f57-9d5e-0d9a3f6f2d11"
+
+
+def wait_until(what, condition):
+    end = time.monotonic() + DEADLINE
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
+        time.sleep(0.02)
+    return value
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Colod:
+    """host-b, the host that accepts; nobody is host-a but the tests."""
+
+    def __init__(self, folder, pki):
+        self.folder, self.pki, self.port, self.process = folder, pki, free_port(), None
+        self.vm_dir = folder / "run/web1"
+        self.vm_dir.mkdir(parents=True)
+        (folder / "state/web1").mkdir(parents=True)
+        (folder / "web1.conf").write_text(f"""\
+[vm]
+uuid={UUID}
+qemu=/nonexistent/qemu
+accel=tcg
+memory-mib=64
+[host]
+name=host-b
+initial-role=secondary
+[peer]
+name=host-a
+listen=127.0.0.1:{self.port}
+address=127.0.0.1:{self.port + 1 if self.port < 65535 else 1}
+tls-ca={pki}/host-b/ca.pem
+tls-cert={pki}/host-b/host-b.pem
+tls-key={pki}/host-b/host-b-key.pem
+heartbeat-limit-ms=20000
+""")
+
+    def save(self, **values):
+        """The state that an earlier colod has left."""
+        lines = {"generation": 0, "claiming": 0, "role": "none", "protecting": 0, "unprotect": 0, "qemu-pid": 0,
+                 "qemu-start-ticks": 0, "tap-fds": ",".join(["-1"] * 8), "boot-id": ""}
+        lines.update({key.replace("_", "-"): value for key, value in values.items()})
+        text = "colod-state 1\n" + "".join(f"{key}={value}\n" for key, value in lines.items())
+        (self.folder / "state/web1/state").write_text(
+            f"{text}sha256={hashlib.sha256(text.encode()).hexdigest()}\n")
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [COLOD, "-c", self.folder / "web1.conf", "--run-dir", self.folder / "run", "--state-dir",
+             self.folder / "state", "web1"], stderr=(self.folder / "log").open("w"))
+        wait_until("an answer", lambda: self.colo("status").returncode == 0)
+
+    def colo(self, *arguments):
+        return subprocess.run([COLO, "--socket", self.vm_dir / "control.sock", *arguments], check=False,
+                              capture_output=True, text=True, timeout=DEADLINE)
+
+    def request(self, command, **arguments):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(DEADLINE)
+            sock.connect(str(self.vm_dir / "control.sock"))
+            sock.sendall(json.dumps({"id": 1, "command": command, "arguments": arguments}).encode() + b"\n")
+            return json.loads(sock.makefile().readline())
+
+    def status(self):
+        return json.loads(self.colo("status", "--json").stdout)
+
+    def stop(self):
+        if self.process:
+            self.process.terminate()
+            self.process.wait(DEADLINE)
+
+
+@pytest.fixture(name="pki", scope="module")
+def make_pki(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pki")
+    for arguments in (["init", folder], ["host", folder, "host-a"], ["host", folder, "host-b"]):
+        subprocess.run([COLO_PKI, *arguments], check=True)
+    return folder
+
+
+@pytest.fixture(name="colod")
+def make_colod(tmp_path, pki):
+    daemon = Colod(tmp_path, pki)
+    yield daemon
+    daemon.stop()
+    print((tmp_path / "log").read_text())
+
+
+def test_waits_as_long_as_colo_may(colod):
+    """`colo --timeout` goes up to a day: colod does not take that for a wrong argument."""
+    colod.start()
+    for command in ["failover", "--yes"], ["checkpoint"]:
+        answer = colod.colo("--timeout", "86400", *command)
+        assert answer.returncode == 1 and "timeout_ms" not in answer.stderr, answer.stderr
+
+
+@pytest.mark.parametrize("command", ["failover", "checkpoint"])
+def test_a_wait_has_its_bounds(colod, command):
+    """Both take `timeout_ms` (docs/PROTOCOL.md), so both look at it."""
+    colod.start()
+    for timeout_ms in 0, 86400001, "1":
+        error = colod.request(command, timeout_ms=timeout_ms)["error"]
+        assert error["class"] == "usage" and "timeout_ms" in error["text"]
