@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import socket
+import ssl
+import struct
 import subprocess
 import time
 
@@ -14,6 +16,7 @@ COLOD = os.environ["COLOD"]
 COLO = os.environ["COLO"]
 COLO_PKI = os.environ["COLO_PKI"]
 DEADLINE = 20  # of every wait
+HELLO, HEARTBEAT, STATE, VM_DEAD = 1, 16, 17, 21
 UUID = "6f0b9e9c-2b6a-4f57-9d5e-0d9a3f6f2d11"
 
 
@@ -93,6 +96,56 @@ heartbeat-limit-ms=20000
             self.process.wait(DEADLINE)
 
 
+def message(kind, **body):
+    payload = json.dumps(body, ensure_ascii=False).encode()
+    return struct.pack(">BBHI", 1, kind, 0, len(payload)) + payload
+
+
+class Peer:
+    """The colod of host-a: what it says is for the tests to choose."""
+
+    def __init__(self, colod):
+        self.colod, self.streams, session = colod, [], "0"
+        for channel in "control", "checkpoint", "frames":
+            stream = self.connect()
+            self.streams.append(stream)
+            stream.sendall(message(HELLO, channel=channel, vm="web1", uuid=UUID, host="host-a", role="none",
+                                   generation="0", boot_id="1", software="0.1.0", session=session))
+            session = self.receive(stream)[1]["session"]
+        self.control = self.streams[0]
+
+    def connect(self):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(self.colod.pki / "host-a/ca.pem")
+        context.load_cert_chain(self.colod.pki / "host-a/host-a.pem", self.colod.pki / "host-a/host-a-key.pem")
+        sock = socket.create_connection(("127.0.0.1", self.colod.port), DEADLINE)
+        return context.wrap_socket(sock, server_hostname="host-b")
+
+    @staticmethod
+    def receive(stream):
+        def exactly(length):
+            data = b""
+            while len(data) < length:
+                part = stream.recv(length - len(data))
+                assert part, "colod has closed the connection"
+                data += part
+            return data
+
+        _version, kind, _zero, length = struct.unpack(">BBHI", exactly(8))
+        payload = exactly(length)
+        return kind, payload if kind == HEARTBEAT else json.loads(payload)
+
+    def wait_for(self, kind):
+        while True:
+            found, body = self.receive(self.control)
+            if found == kind:
+                return body
+
+    def close(self):
+        for stream in self.streams:
+            stream.close()
+
+
 @pytest.fixture(name="pki", scope="module")
 def make_pki(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pki")
@@ -124,3 +177,19 @@ def test_a_wait_has_its_bounds(colod, command):
     for timeout_ms in 0, 86400001, "1":
         error = colod.request(command, timeout_ms=timeout_ms)["error"]
         assert error["class"] == "usage" and "timeout_ms" in error["text"]
+
+
+@pytest.mark.parametrize("text", [pytest.param("x" * 65490, id="long"), pytest.param("/" * 65000, id="escaped"),
+                                  pytest.param("\u20ac" * 21830, id="cut-within-a-character")])
+def test_what_the_peer_said_is_quoted_within_bounds(colod, text):
+    """A reason is sent with what others said in it, and a message has its bound."""
+    colod.start()
+    peer = Peer(colod)
+    peer.control.sendall(message(STATE, generation="0", state=text))
+    wait_until("the end of the link", lambda: not colod.status()["peer"]["connected"])
+    # Whoever is idle tells a new peer that it has no VM, and what failed last.
+    peer = Peer(colod)
+    peer.control.sendall(message(STATE, generation="0", state="idle", role="none", initial_primary=False))
+    assert peer.wait_for(VM_DEAD)["reason"].startswith("peer link: malformed or unexpected STATE")
+    assert colod.process.poll() is None
+    peer.close()
