@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """test_colod.py - the whole colod, alone on this host: a VM without NICs and disks, and a peer that the tests lead."""
 
+import contextlib
 import hashlib
 import json
 import os
+import pathlib
 import socket
 import ssl
 import struct
@@ -193,3 +195,27 @@ def test_what_the_peer_said_is_quoted_within_bounds(colod, text):
     assert peer.wait_for(VM_DEAD)["reason"].startswith("peer link: malformed or unexpected STATE")
     assert colod.process.poll() is None
     peer.close()
+
+
+@pytest.mark.parametrize("answer", [None, b'{"QMP": {}}\n'], ids=["closed", "malformed"])
+def test_an_adopted_vm_without_qmp_is_given_up(colod, answer):
+    """Its QEMU will never be ready, so there is nothing to claim for: the peer is not kept waiting."""
+    with contextlib.ExitStack() as stack:
+        qemu = stack.enter_context(subprocess.Popen(["sleep", "1000"]))
+        stack.callback(qemu.kill)
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(colod.vm_dir / "qmp.sock"))
+        listener.listen()
+        listener.settimeout(DEADLINE)
+        stat = pathlib.Path(f"/proc/{qemu.pid}/stat").read_text()
+        colod.save(generation=3, role="primary", protecting=1, qemu_pid=qemu.pid,
+                   qemu_start_ticks=stat.rsplit(") ", 1)[1].split()[19],
+                   boot_id=pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        colod.start()
+        connection = listener.accept()[0]
+        if answer:
+            connection.sendall(answer)
+        connection.close()
+        wait_until("the end of QEMU", lambda: qemu.poll() is not None)
+        wait_until("another state", lambda: colod.status()["state"] == "idle")
+        assert "adopting the running QEMU: QMP" in colod.colo("events").stdout
