@@ -219,3 +219,16 @@ def test_an_adopted_vm_without_qmp_is_given_up(colod, answer):
         wait_until("the end of QEMU", lambda: qemu.poll() is not None)
         wait_until("another state", lambda: colod.status()["state"] == "idle")
         assert "adopting the running QEMU: QMP" in colod.colo("events").stdout
+
+
+def test_a_claim_that_nobody_can_follow(colod):
+    """The last number there is, in the arbiter's folder: a claim behind it would be number 0."""
+    folder = colod.folder / "claims"
+    folder.mkdir()
+    (folder / "web1.18446744073709551615").write_text("host-a\n")
+    with (colod.folder / "web1.conf").open("a") as config:
+        config.write(f"[arbiter]\ntype=file\npath={folder}\n")
+    colod.start()
+    answer = colod.colo("failover", "--yes")
+    assert answer.returncode == 1 and "no generation follows" in answer.stderr
+    assert colod.process.poll() is None
