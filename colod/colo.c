@@ -204,6 +204,17 @@ take_option(int option, ColoOptions *options, unsigned *given)
     return -1;
 }
 
+/* What a script never got to read is not done. Return: the exit code. */
+static int
+finish(int code)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return code;
+    (void)fprintf(stderr,
+                  "colo: standard output cannot be written to; make room, or redirect it\n");
+    return COLO_EXIT_FAILED;
+}
+
 int
 main(int argc, char **argv)
 {
@@ -216,7 +227,7 @@ main(int argc, char **argv)
         int code = take_option(option, &options, &given);
 
         if (code >= 0)
-            return code;
+            return finish(code);
     }
     if (optind >= argc)
         return usage_error("no command was given");
@@ -232,5 +243,5 @@ main(int argc, char **argv)
                            command->n_args == 1 ? "" : "s");
     if (options.accel && !g_str_equal(options.accel, "tcg") && !g_str_equal(options.accel, "kvm"))
         return usage_error("--accel is tcg or kvm");
-    return command->run(&options, argv + optind + 1);
+    return finish(command->run(&options, argv + optind + 1));
 }

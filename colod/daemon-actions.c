@@ -264,10 +264,16 @@ on_vm_dead(Vm *vm G_GNUC_UNUSED, const char *how, gpointer user_data)
 }
 
 static void
-on_vm_stuck(Vm *vm G_GNUC_UNUSED, const GError *reason, gpointer user_data)
+on_vm_stuck(Vm *vm, const GError *reason, gpointer user_data)
 {
     Daemon *d = user_data;
 
+    /* A connection that has come to nothing is not made again, so it will never be ready, and the
+     * claim that is to follow has no deadline. The other states have theirs. */
+    if (d->state == PAIR_ADOPT_CLAIM && vm_version(vm) == NULL) {
+        fail_vm(d, "adopting the running QEMU", reason);
+        return;
+    }
     daemon_set_detail(d, "QEMU is stuck: %s", reason->message);
     event_log_add(d->log, EVENT_WARNING, "vm-stuck", "%s", reason->message);
     d->facts.vm_stuck = TRUE;

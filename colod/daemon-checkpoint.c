@@ -209,7 +209,7 @@ daemon_checkpoints_end(Daemon *d, const char *why)
     c->running = c->awaiting_resume = FALSE;
     checkpoint_policy_reset(&c->policy);
     c->stopped_us = 0;
-    while ((request = g_queue_pop_head(&c->requests)) != NULL)
+    while ((request = daemon_take_waiting(&c->requests)) != NULL)
         control_request_fail(request, "failed", "no checkpoint: %s", why);
 }
 
@@ -341,7 +341,7 @@ committed_on_primary(Daemon *d, guint64 epoch)
     c->count++;
     c->by_cause[c->cause]++;
     explain_causes_add(&c->recent, c->cause, c->commit_ns);
-    while ((request = g_queue_pop_head(&c->requests)) != NULL) {
+    while ((request = daemon_take_waiting(&c->requests)) != NULL) {
         json_object *value = json_object_new_object();
 
         json_object_object_add(value, "epoch", json_object_new_int64((int64_t)epoch));

@@ -6,39 +6,49 @@
 
 #include <string.h>
 
-enum { DEFAULT_WAIT_MS = 30000, MAX_WAIT_MS = 600000 };
+enum {
+    DEFAULT_WAIT_MS = 30000,
+    MAX_WAIT_MS = 24 * 3600 * 1000, /* the most that `colo --timeout` takes */
+};
 
 /* ---- commands that wait ---- */
 
-static void
-waiting_free(Waiting *waiting)
+static ControlRequest *
+waiting_end(Waiting *waiting)
 {
+    ControlRequest *request = waiting->request;
+
     daemon_clear_source(&waiting->timer);
     g_free(waiting);
+    return request;
+}
+
+ControlRequest *
+daemon_take_waiting(GQueue *queue)
+{
+    Waiting *waiting = g_queue_pop_head(queue);
+
+    return waiting != NULL ? waiting_end(waiting) : NULL;
 }
 
 void
 daemon_end_waiting(Daemon *d)
 {
-    Waiting *waiting;
+    ControlRequest *request;
 
-    while ((waiting = g_queue_pop_head(&d->waiting)) != NULL) {
-        control_request_return(waiting->request, NULL);
-        waiting_free(waiting);
-    }
+    while ((request = daemon_take_waiting(&d->waiting)) != NULL)
+        control_request_return(request, NULL);
 }
 
 void
 daemon_drop_waiting(Daemon *d)
 {
-    Waiting *waiting;
+    ControlRequest *request;
 
-    while ((waiting = g_queue_pop_head(&d->waiting)) != NULL) {
+    while ((request = daemon_take_waiting(&d->waiting)) != NULL) {
         g_autofree char *reason = daemon_reason(d);
 
-        control_request_fail(waiting->request, "failed", "this host does not run the VM: %s",
-                             reason);
-        waiting_free(waiting);
+        control_request_fail(request, "failed", "this host does not run the VM: %s", reason);
     }
 }
 
@@ -48,9 +58,9 @@ on_waiting_timeout(gpointer user_data)
     Waiting *waiting = user_data;
     g_autofree char *reason = daemon_reason(waiting->daemon);
 
-    g_queue_remove(&waiting->daemon->waiting, waiting);
-    control_request_fail(waiting->request, "timeout", "not done in time: %s", reason);
-    waiting_free(waiting);
+    g_queue_remove(waiting->queue, waiting);
+    control_request_fail(waiting_end(waiting), "timeout", "not done in time%s%s",
+                         *reason ? ": " : "", reason);
     return G_SOURCE_REMOVE;
 }
 
@@ -77,15 +87,16 @@ get_int(ControlRequest *request, json_object *arguments, const char *key, gint64
 }
 
 static void
-wait_until_alone(Daemon *d, ControlRequest *request, gint64 timeout_ms)
+wait_in(GQueue *queue, Daemon *d, ControlRequest *request, gint64 timeout_ms)
 {
     Waiting *waiting = g_new0(Waiting, 1);
 
     waiting->daemon = d;
+    waiting->queue = queue;
     waiting->request = request;
     source_set_timeout(&waiting->timer, g_main_context_get_thread_default(), (unsigned)timeout_ms,
                        on_waiting_timeout, waiting);
-    g_queue_push_tail(&d->waiting, waiting);
+    g_queue_push_tail(queue, waiting);
 }
 
 /* ---- commands ---- */
@@ -136,15 +147,19 @@ command_explain(Daemon *d, ControlRequest *request, json_object *arguments)
 }
 
 static void
-command_checkpoint(Daemon *d, ControlRequest *request, json_object *arguments G_GNUC_UNUSED)
+command_checkpoint(Daemon *d, ControlRequest *request, json_object *arguments)
 {
+    gint64 timeout_ms = DEFAULT_WAIT_MS;
+
+    if (!get_int(request, arguments, "timeout_ms", 1, MAX_WAIT_MS, &timeout_ms))
+        return;
     if (d->state != PAIR_PROTECTED) {
         control_request_fail(request, "refused",
                              "checkpoints are made by a protected primary; this host is %s",
                              pair_state_name(d->state));
         return;
     }
-    g_queue_push_tail(&d->checkpoints.requests, request);
+    wait_in(&d->checkpoints.requests, d, request, timeout_ms);
     daemon_checkpoint(d, CAUSE_OPERATOR);
 }
 
@@ -174,7 +189,7 @@ command_failover(Daemon *d, ControlRequest *request, json_object *arguments)
         return;
     }
     event_log_add(d->log, EVENT_INFO, "operator", "failover");
-    wait_until_alone(d, request, timeout_ms);
+    wait_in(&d->waiting, d, request, timeout_ms);
     daemon_event(d, PAIR_EVENT_OP_FAILOVER);
 }
 

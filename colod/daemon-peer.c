@@ -5,7 +5,10 @@
 #include <arpa/inet.h>
 #include <string.h>
 
-enum { RETRY_CONNECT_MS = 300 };
+enum {
+    RETRY_CONNECT_MS = 300,
+    REASON_MAX_BYTES = 2048, /* even escaped, as JSON, far from a message's bound */
+};
 
 /* ---- sending ---- */
 
@@ -15,6 +18,17 @@ add_generation(json_object *body, const char *key, guint64 generation)
     g_autofree char *text = g_strdup_printf("%" G_GUINT64_FORMAT, generation);
 
     json_object_object_add(body, key, json_object_new_string(text));
+}
+
+/* Reasons quote what others said, the peer and QEMU: neither how long they are nor where they were
+ * cut off is to be trusted. */
+static void
+add_reason(json_object *body, const char *reason)
+{
+    g_autofree char *cut = g_strndup(reason, REASON_MAX_BYTES);
+    g_autofree char *valid = g_utf8_make_valid(cut, -1);
+
+    json_object_object_add(body, "reason", json_object_new_string(valid));
 }
 
 /* @body: taken. */
@@ -32,7 +46,7 @@ daemon_send_generation(Daemon *d, PeerMessageType type, guint64 generation, cons
 
     add_generation(body, "generation", generation);
     if (reason != NULL)
-        json_object_object_add(body, "reason", json_object_new_string(reason));
+        add_reason(body, reason);
     send_body(d, type, body);
 }
 

@@ -60,12 +60,13 @@ typedef struct Checkpoints {
     Durations commits; /* REQUEST to COMMITTED: how long the output waits beyond its epoch */
     gint64 commit_ns;
     GateFigures figures;
-    GQueue requests; /* ControlRequest: `colo checkpoint`, ended at the next COMMITTED */
+    GQueue requests; /* Waiting: `colo checkpoint`, ended at the next COMMITTED */
 } Checkpoints;
 
-/* A control request that waits for a state. */
+/* A control request that waits, in a queue, for a state or a checkpoint; not for ever. */
 typedef struct Waiting {
     Daemon *daemon;
+    GQueue *queue;
     ControlRequest *request;
     GSource *timer;
 } Waiting;
@@ -276,6 +277,8 @@ json_object *daemon_disks_status(const Daemon *d);
 
 /* daemon-control.c */
 gboolean daemon_start_control(Daemon *d, GError **error);
+/* The first request that waits in @queue, for the caller to answer; NULL: none does. */
+ControlRequest *daemon_take_waiting(GQueue *queue);
 /* Commands that wait until the VM runs here: done, or failed. */
 void daemon_end_waiting(Daemon *d);
 void daemon_drop_waiting(Daemon *d);

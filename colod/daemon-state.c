@@ -213,12 +213,24 @@ note_claim(Daemon *d)
 void
 daemon_claim(Daemon *d, gboolean operator_decides)
 {
-    ClaimAnswer *claim = g_new0(ClaimAnswer, 1);
-
     /* An operator's order goes past what others left at the arbiter; on our own we claim only what
      * follows the generation that we know. */
-    d->claim =
-        (operator_decides ? MAX(d->facts.generation, d->arbiter_newest) : d->facts.generation) + 1;
+    const guint64 last =
+        operator_decides ? MAX(d->facts.generation, d->arbiter_newest) : d->facts.generation;
+    ClaimAnswer *claim;
+
+    if (last == G_MAXUINT64) {
+        /* Nobody has counted that far: somebody has put it there. */
+        daemon_set_detail(d,
+                          "no generation follows %" G_GUINT64_FORMAT
+                          "; remove that claim, then start "
+                          "colod again",
+                          last);
+        daemon_event(d, PAIR_EVENT_CLAIM_UNKNOWN);
+        return;
+    }
+    claim = g_new0(ClaimAnswer, 1);
+    d->claim = last + 1;
     claim->daemon = d;
     claim->serial = d->claim_serial;
     claim->generation = d->claim;

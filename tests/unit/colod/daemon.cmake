@@ -12,3 +12,11 @@ foreach(name test-daemon-disk test-daemon-disk-failover test-daemon-status)
         ${PROJECT_SOURCE_DIR}/colod/daemon-disk.c ${PROJECT_SOURCE_DIR}/colod/daemon-disk-life.c)
 endforeach()
 target_sources(test-daemon-status PRIVATE ${PROJECT_SOURCE_DIR}/colod/daemon-status.c)
+
+if(TARGET colod AND TARGET colo)
+    add_test(NAME test-colod
+        COMMAND /usr/bin/python3 -m pytest -q -p no:cacheprovider
+                ${CMAKE_CURRENT_SOURCE_DIR}/test_colod.py)
+    set_tests_properties(test-colod PROPERTIES TIMEOUT 120 LABELS unit
+        ENVIRONMENT "COLOD=$<TARGET_FILE:colod>;COLO=$<TARGET_FILE:colo>;COLO_PKI=${PROJECT_SOURCE_DIR}/deploy/colo-pki;PYTHONDONTWRITEBYTECODE=1")
+endif()

@@ -25,3 +25,7 @@ file(GLOB man_pages CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/docs/man/*.[1-8])
 add_test(NAME test-man-pages
     COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/test-man-pages.sh ${man_pages})
 set_tests_properties(test-man-pages PROPERTIES LABELS unit SKIP_RETURN_CODE 77)
+
+add_test(NAME test-colo-pki
+    COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/test-colo-pki.sh ${PROJECT_SOURCE_DIR}/deploy/colo-pki)
+set_tests_properties(test-colo-pki PROPERTIES LABELS unit)

@@ -445,6 +445,36 @@ START_TEST(err_permission_denied)
 }
 END_TEST
 
+static guint
+count_threads(void)
+{
+    g_autoptr(GDir) dir = g_dir_open("/proc/self/task", 0, NULL);
+    guint n = 0;
+
+    while (g_dir_read_name(dir))
+        n++;
+    return n;
+}
+
+/* The main loop stood still (a busy or a frozen host) while the folder answered in time. */
+START_TEST(life_answered_while_the_loop_stood_still)
+{
+    enum { TIMEOUT_MS = 200 };
+    g_auto(Folder) folder = folder_new();
+    const guint threads = count_threads();
+    g_autoptr(Arbiter) a = try_arbiter(folder.path, "host-a", TIMEOUT_MS, NULL);
+    const gint64 end_us = g_get_monotonic_time() + G_USEC_PER_SEC * 20;
+    const gint64 late_us = g_get_monotonic_time() + 2 * TIMEOUT_MS * 1000;
+    g_auto(Got) got = {0};
+
+    arbiter_claim(a, 1, FALSE, on_answer, &got);
+    while (count_threads() > threads || g_get_monotonic_time() < late_us)
+        ck_assert_int_lt(g_get_monotonic_time(), end_us);
+    wait_for(&got);
+    ck_assert_int_eq(got.verdict, ARBITER_GRANTED);
+}
+END_TEST
+
 START_TEST(life_hanging_storage_is_unknown_at_the_deadline)
 {
     g_auto(Folder) folder = folder_new();
@@ -707,6 +737,7 @@ main(void)
         err_link_worked_but_its_answer_was_lost,
         err_path_missing_or_no_folder,
         err_folder_goes_away,
+        life_answered_while_the_loop_stood_still,
         life_hanging_storage_is_unknown_at_the_deadline,
         life_free_while_under_way_drops_the_answer,
         life_freed_by_its_callback,

@@ -388,6 +388,15 @@ def test_err_usage(args):
     assert_failed(colo(*args), "", code=2)
 
 
+@pytest.mark.parametrize("args", [["status"], ["status", "--json"], ["status", "--watch"], ["events"], ["explain"],
+                                  ["checkpoint"], ["--help"], ["--version"]], ids=" ".join)
+def test_err_output_that_cannot_be_written(server, args):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        result = subprocess.run([COLO, *args], stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE,
+                                check=False, env=environment(COLO_SOCKET=server.socket))
+    assert result.returncode == 1 and "standard output" in result.stderr
+
+
 def test_unit_help_and_version():
     assert colo("--help")[1].startswith("usage: colo ")
     assert colo("--version")[1].startswith("colo ")
