@@ -29,13 +29,14 @@ int __wrap_faccessat(int folder, const char *path, int mode, int flags);
 enum { AFTER_LINK_DIE = 1, BEFORE_LINK_DIE, LINK_LOSES_ANSWER, LINK_HANGS, CHECK_HANGS };
 static atomic_int fault;
 static int hang_fds[2]; /* a hanging call reads one byte; the test writes it */
-static atomic_int hang_returned;
+static atomic_int hang_entered, hang_returned;
 
 static void
 hang(void)
 {
     char byte;
 
+    atomic_fetch_add(&hang_entered, 1);
     ck_assert_int_eq(read(hang_fds[0], &byte, 1), 1);
 }
 
@@ -73,6 +74,16 @@ __wrap_faccessat(int folder, const char *path, int mode, int flags)
 }
 
 /* --- Helpers --- */
+
+static void
+wait_count(atomic_int *counter, int count)
+{
+    gint64 end = g_get_monotonic_time() + 20 * G_TIME_SPAN_SECOND;
+
+    while (atomic_load(counter) < count && g_get_monotonic_time() < end)
+        g_usleep(200);
+    ck_assert_int_ge(atomic_load(counter), count);
+}
 
 typedef struct Folder {
     char *path;
@@ -479,21 +490,23 @@ START_TEST(life_hanging_storage_is_unknown_at_the_deadline)
 {
     g_auto(Folder) folder = folder_new();
     g_auto(Got) first = {0}, second = {0}, busy = {0}, again = {0};
-    Arbiter *arbiter = try_arbiter(folder.path, "host-a", 50, NULL);
+    Arbiter *arbiter = try_arbiter(folder.path, "host-a", 500, NULL);
     Got more[2] = {0};
 
     ck_assert_ptr_nonnull(arbiter);
     atomic_store(&fault, LINK_HANGS);
+    atomic_store(&hang_entered, 0);
     atomic_store(&hang_returned, 0);
     claim(arbiter, 2, FALSE, &first);
     assert_got(first, ARBITER_UNKNOWN, 0, "");
-    ck_assert_ptr_nonnull(strstr(first.text, "did not answer within 50 ms"));
+    ck_assert_ptr_nonnull(strstr(first.text, "did not answer within 500 ms"));
     claim(arbiter, 3, FALSE, &second);
     assert_got(second, ARBITER_UNKNOWN, 0, "");
 
     /* Hung threads are bounded, and a full house is an answer too. */
     claim(arbiter, 4, FALSE, &more[0]);
     claim(arbiter, 5, FALSE, &more[1]);
+    wait_count(&hang_entered, 4); /* one that is given up before does not enter */
     claim(arbiter, 6, FALSE, &busy);
     assert_got(busy, ARBITER_UNKNOWN, 0, "");
     ck_assert_ptr_nonnull(strstr(busy.text, g_strerror(EBUSY)));
@@ -501,8 +514,7 @@ START_TEST(life_hanging_storage_is_unknown_at_the_deadline)
     arbiter_free(arbiter); /* does not wait */
     ck_assert_int_eq(atomic_load(&hang_returned), 0);
     ck_assert_int_eq(write(hang_fds[1], "xxxx", 4), 4);
-    while (atomic_load(&hang_returned) < 4)
-        sched_yield();
+    wait_count(&hang_returned, 4);
     atomic_store(&fault, 0);
 
     /* link(2) had been entered: the claim came to stand after all, and its owner gets it. */
@@ -566,8 +578,7 @@ START_TEST(life_folder_hangs_at_start)
     arbiter = try_arbiter(folder.path, "host-a", 20, NULL);
     atomic_store(&fault, 0);
     ck_assert_int_eq(write(hang_fds[1], "x", 1), 1);
-    while (atomic_load(&hang_returned) == 0)
-        sched_yield();
+    wait_count(&hang_returned, 1);
     ck_assert_ptr_nonnull(arbiter);
 }
 END_TEST
