@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """lockstep.py - what the tests of a lock-stepping pair count, and their bounds."""
+import time
+
 from lablib.util import wait_until
 
 # Milliseconds. The configuration's defaults, and what was measured of a checkpoint of the lab's guest: 10 to 30 from
@@ -50,9 +52,11 @@ def compare_status(pair, name=None):
 
 
 def calm(pair, seconds=10):
-    """No checkpoint for longer than anything can wait."""
+    """No checkpoint for longer than anything can wait, what came a moment ago too."""
     ms = (pair.lab.settings.compare_timeout_ms or COMPARE_TIMEOUT_MS) + 50
-    pair.wait(pair.primary, lambda s: s["checkpoint"]["since_commit_ms"] > ms, seconds, "no checkpoint for a while")
+    end = time.monotonic() + ms / 1000
+    pair.wait(pair.primary, lambda s: s["checkpoint"]["since_commit_ms"] > ms and time.monotonic() > end, seconds,
+              "no checkpoint for a while")
 
 
 def settle(pair, seconds=10):
