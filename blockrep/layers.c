@@ -107,7 +107,9 @@ layers_active(Layers *layers)
 Fault
 layers_stale(Layers *layers)
 {
-    return (Fault)atomic_load(&layers->stale).fault;
+    const Stale stale = atomic_load(&layers->stale);
+
+    return (Fault)stale.fault;
 }
 
 void
@@ -165,7 +167,9 @@ finish(Layers *layers, Side side, bool is_change, int r, Fault fault, Fault *ret
 static int
 stale_error(Layers *layers)
 {
-    return atomic_load(&layers->stale).error;
+    const Stale stale = atomic_load(&layers->stale);
+
+    return stale.error;
 }
 
 static int
