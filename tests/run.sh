@@ -14,6 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 all_stages=(deps dev format shell cppcheck chaoslib lab block e2e chaos asan tsan fuzz tidy)
 logs=build/test-logs
 jobs="$(nproc)"
+waiting=$((jobs + 1)) # unit tests at once: the first and longest, test-selftest, does nothing but wait for deadlines
 fuzz_seconds="${COLOD_FUZZ_SECONDS:-5}"
 sources=(common qmp compare proxy blockrep colod)
 failed=()
@@ -71,13 +72,13 @@ build_preset()
     cmake --preset "$1" -DCMAKE_EXPORT_COMPILE_COMMANDS=ON && cmake --build --preset "$1" -j "$jobs"
 }
 
-# run_ctest PRESET OPTION...: tests that fail are run once more, alone; those that pass then are named.
+# run_ctest PRESET AT_ONCE OPTION...: tests that fail are run once more, alone; those that pass then are named.
 run_ctest()
 {
-    local preset="$1" failed_list="build/$1/Testing/Temporary/LastTestsFailed.log" first
+    local preset="$1" at_once="$2" failed_list="build/$1/Testing/Temporary/LastTestsFailed.log" first
 
-    shift
-    ctest --preset "$preset" -j "$jobs" --no-tests=error "$@" && return 0
+    shift 2
+    ctest --preset "$preset" -j "$at_once" --no-tests=error "$@" && return 0
     first="$(sed 's/^[0-9]*:/FAILED /' "$failed_list" 2>/dev/null)"
     printf '\nFLAKY if it passes now:\n'
     ctest --preset "$preset" --no-tests=error --rerun-failed || return 1
@@ -91,7 +92,7 @@ stage_deps()
 
 stage_dev()
 {
-    build_preset dev && run_ctest dev
+    build_preset dev && run_ctest dev "$waiting"
 }
 
 stage_format()
@@ -111,7 +112,7 @@ build_asan()
 
 stage_asan()
 {
-    build_asan && run_ctest asan
+    build_asan && run_ctest asan "$waiting"
 }
 
 # The daemon's main loop is one thread; threads are the proxy's, the arbiter's and the disk's.
@@ -128,7 +129,7 @@ build_tsan()
 stage_tsan()
 {
     build_tsan || return 1
-    run_ctest tsan \
+    run_ctest tsan "$jobs" \
         -R 'proxy|lockstep|frames-stream|arbiter|hold-queue|test-front|range-lock|test-layers$|test-crash|test-target$|target-plugin|disk-control|test-forward$'
 }
 
