@@ -14,9 +14,6 @@ endforeach()
 target_sources(test-daemon-status PRIVATE ${PROJECT_SOURCE_DIR}/colod/daemon-status.c)
 
 if(TARGET colod AND TARGET colo)
-    add_test(NAME test-colod
-        COMMAND /usr/bin/python3 -m pytest -q -p no:cacheprovider
-                ${CMAKE_CURRENT_SOURCE_DIR}/test_colod.py)
-    set_tests_properties(test-colod PROPERTIES TIMEOUT 120 LABELS unit
-        ENVIRONMENT "COLOD=$<TARGET_FILE:colod>;COLO=$<TARGET_FILE:colo>;COLO_PKI=${PROJECT_SOURCE_DIR}/deploy/colo-pki;PYTHONDONTWRITEBYTECODE=1")
+    colo_python_test(test-colod test_colod.py COLOD=$<TARGET_FILE:colod> COLO=$<TARGET_FILE:colo>
+        COLO_PKI=${PROJECT_SOURCE_DIR}/deploy/colo-pki)
 endif()

@@ -14,11 +14,8 @@ target_link_options(test-arbiter PRIVATE -Wl,--wrap=link -Wl,--wrap=faccessat)
 if(TARGET colo)
     add_executable(cli-server cli-server.c)
     target_link_libraries(cli-server PRIVATE colod_host)
-    add_test(NAME test-cli
-        COMMAND /usr/bin/python3 -m pytest -q -p no:cacheprovider
-                ${CMAKE_CURRENT_SOURCE_DIR}/test_cli.py)
-    set_tests_properties(test-cli PROPERTIES TIMEOUT 120 LABELS unit
-        ENVIRONMENT "COLO=$<TARGET_FILE:colo>;CLI_SERVER=$<TARGET_FILE:cli-server>;MAN_PAGE=${PROJECT_SOURCE_DIR}/docs/man/colo.1;PYTHONDONTWRITEBYTECODE=1")
+    colo_python_test(test-cli test_cli.py COLO=$<TARGET_FILE:colo> CLI_SERVER=$<TARGET_FILE:cli-server>
+        MAN_PAGE=${PROJECT_SOURCE_DIR}/docs/man/colo.1)
 endif()
 
 file(GLOB man_pages CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/docs/man/*.[1-8])

@@ -29,14 +29,57 @@ int __wrap_faccessat(int folder, const char *path, int mode, int flags);
 enum { AFTER_LINK_DIE = 1, BEFORE_LINK_DIE, LINK_LOSES_ANSWER, LINK_HANGS, CHECK_HANGS };
 static atomic_int fault;
 static int hang_fds[2]; /* a hanging call reads one byte; the test writes it */
-static atomic_int hang_entered, hang_returned;
+static GMutex hang_lock;
+static GCond hang_changed;
+static int hang_entered, hang_returned; /* under the lock */
+
+static void
+count_up(int *counter)
+{
+    g_mutex_lock(&hang_lock);
+    ++*counter;
+    g_cond_broadcast(&hang_changed);
+    g_mutex_unlock(&hang_lock);
+}
+
+static int
+get_count(const int *counter)
+{
+    g_mutex_lock(&hang_lock);
+
+    int count = *counter;
+
+    g_mutex_unlock(&hang_lock);
+    return count;
+}
+
+static void
+wait_count(const int *counter, int count)
+{
+    const gint64 end_us = g_get_monotonic_time() + 20 * G_TIME_SPAN_SECOND;
+    gboolean in_time = TRUE;
+
+    g_mutex_lock(&hang_lock);
+    while (*counter < count && in_time)
+        in_time = g_cond_wait_until(&hang_changed, &hang_lock, end_us);
+    g_mutex_unlock(&hang_lock);
+    ck_assert_int_ge(get_count(counter), count);
+}
+
+static void
+forget_counts(void)
+{
+    g_mutex_lock(&hang_lock);
+    hang_entered = hang_returned = 0;
+    g_mutex_unlock(&hang_lock);
+}
 
 static void
 hang(void)
 {
     char byte;
 
-    atomic_fetch_add(&hang_entered, 1);
+    count_up(&hang_entered);
     ck_assert_int_eq(read(hang_fds[0], &byte, 1), 1);
 }
 
@@ -55,7 +98,7 @@ __wrap_link(const char *from, const char *to)
     if (mode == AFTER_LINK_DIE)
         _exit(0);
     if (mode == LINK_HANGS)
-        atomic_fetch_add(&hang_returned, 1);
+        count_up(&hang_returned);
     if (mode == LINK_LOSES_ANSWER) {
         errno = EIO;
         return -1;
@@ -68,22 +111,12 @@ __wrap_faccessat(int folder, const char *path, int mode, int flags)
 {
     if (atomic_load(&fault) == CHECK_HANGS) {
         hang();
-        atomic_fetch_add(&hang_returned, 1);
+        count_up(&hang_returned);
     }
     return __real_faccessat(folder, path, mode, flags);
 }
 
 /* --- Helpers --- */
-
-static void
-wait_count(atomic_int *counter, int count)
-{
-    gint64 end = g_get_monotonic_time() + 20 * G_TIME_SPAN_SECOND;
-
-    while (atomic_load(counter) < count && g_get_monotonic_time() < end)
-        g_usleep(200);
-    ck_assert_int_ge(atomic_load(counter), count);
-}
 
 typedef struct Folder {
     char *path;
@@ -495,8 +528,7 @@ START_TEST(life_hanging_storage_is_unknown_at_the_deadline)
 
     ck_assert_ptr_nonnull(arbiter);
     atomic_store(&fault, LINK_HANGS);
-    atomic_store(&hang_entered, 0);
-    atomic_store(&hang_returned, 0);
+    forget_counts();
     claim(arbiter, 2, FALSE, &first);
     assert_got(first, ARBITER_UNKNOWN, 0, "");
     ck_assert_ptr_nonnull(strstr(first.text, "did not answer within 500 ms"));
@@ -512,7 +544,7 @@ START_TEST(life_hanging_storage_is_unknown_at_the_deadline)
     ck_assert_ptr_nonnull(strstr(busy.text, g_strerror(EBUSY)));
 
     arbiter_free(arbiter); /* does not wait */
-    ck_assert_int_eq(atomic_load(&hang_returned), 0);
+    ck_assert_int_eq(get_count(&hang_returned), 0);
     ck_assert_int_eq(write(hang_fds[1], "xxxx", 4), 4);
     wait_count(&hang_returned, 4);
     atomic_store(&fault, 0);
@@ -574,7 +606,7 @@ START_TEST(life_folder_hangs_at_start)
     g_autoptr(Arbiter) arbiter = NULL;
 
     atomic_store(&fault, CHECK_HANGS);
-    atomic_store(&hang_returned, 0);
+    forget_counts();
     arbiter = try_arbiter(folder.path, "host-a", 20, NULL);
     atomic_store(&fault, 0);
     ck_assert_int_eq(write(hang_fds[1], "x", 1), 1);

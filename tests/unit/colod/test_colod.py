@@ -10,9 +10,14 @@ import socket
 import ssl
 import struct
 import subprocess
-import time
+import sys
 
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "lab"))
+
+# pylint: disable=wrong-import-position
+from lablib.util import wait_until  # noqa: E402
 
 COLOD = os.environ["COLOD"]
 COLO = os.environ["COLO"]
@@ -20,14 +25,6 @@ COLO_PKI = os.environ["COLO_PKI"]
 DEADLINE = 20  # of every wait
 HELLO, HEARTBEAT, STATE, VM_DEAD = 1, 16, 17, 21
 UUID = "6f0b9e9c-2b6a-4f57-9d5e-0d9a3f6f2d11"
-
-
-def wait_until(what, condition):
-    end = time.monotonic() + DEADLINE
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def free_port():
@@ -76,7 +73,7 @@ heartbeat-limit-ms=20000
         self.process = subprocess.Popen(
             [COLOD, "-c", self.folder / "web1.conf", "--run-dir", self.folder / "run", "--state-dir",
              self.folder / "state", "web1"], stderr=(self.folder / "log").open("w"))
-        wait_until("an answer", lambda: self.colo("status").returncode == 0)
+        wait_until(lambda: self.colo("status").returncode == 0, DEADLINE, "an answer")
 
     def colo(self, *arguments):
         return subprocess.run([COLO, "--socket", self.vm_dir / "control.sock", *arguments], check=False,
@@ -188,7 +185,7 @@ def test_what_the_peer_said_is_quoted_within_bounds(colod, text):
     colod.start()
     peer = Peer(colod)
     peer.control.sendall(message(STATE, generation="0", state=text))
-    wait_until("the end of the link", lambda: not colod.status()["peer"]["connected"])
+    wait_until(lambda: not colod.status()["peer"]["connected"], DEADLINE, "the end of the link")
     # Whoever is idle tells a new peer that it has no VM, and what failed last.
     peer = Peer(colod)
     peer.control.sendall(message(STATE, generation="0", state="idle", role="none", initial_primary=False))
@@ -216,8 +213,8 @@ def test_an_adopted_vm_without_qmp_is_given_up(colod, answer):
         if answer:
             connection.sendall(answer)
         connection.close()
-        wait_until("the end of QEMU", lambda: qemu.poll() is not None)
-        wait_until("another state", lambda: colod.status()["state"] == "idle")
+        qemu.wait(DEADLINE)
+        wait_until(lambda: colod.status()["state"] == "idle", DEADLINE, "another state")
         assert "adopting the running QEMU: QMP" in colod.colo("events").stdout
 
 

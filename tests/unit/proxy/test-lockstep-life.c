@@ -354,16 +354,23 @@ START_TEST(unit_buffered_for_a_while_and_back)
 }
 END_TEST
 
+/* A pair that was buffered, and holds frame 1 from then. */
+static void
+pair_init_buffered(Pair *pair)
+{
+    pair_init(pair, PROXY_PORT_TAP, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
+    world_egress(&pair->p, PROXY_EGRESS_HOLD);
+    guest_send(&pair->p, 1, 60);
+    world_until_held(&pair->p, 1);
+}
+
 /* What the engine gives out at the commit comes behind the mark of what was held before, and is
  * covered by that commit all the same. */
 START_TEST(unit_back_from_buffered_a_commit_releases_all_it_covers)
 {
     Pair pair;
 
-    pair_init(&pair, PROXY_PORT_TAP, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-    world_egress(&pair.p, PROXY_EGRESS_HOLD);
-    guest_send(&pair.p, 1, 60);
-    world_until_held(&pair.p, 1);
+    pair_init_buffered(&pair);
     world_egress(&pair.p, PROXY_EGRESS_COMPARE);
     guest_send(&pair.p, 2, 60);
     WORLD_UNTIL(&pair.p, st.engine_frames[0] == 1);
@@ -381,10 +388,7 @@ START_TEST(unit_back_from_buffered_between_a_mark_and_its_commit)
 {
     Pair pair;
 
-    pair_init(&pair, PROXY_PORT_TAP, PAIR_TIMEOUT_MS, PAIR_HOLD_BYTES);
-    world_egress(&pair.p, PROXY_EGRESS_HOLD);
-    guest_send(&pair.p, 1, 60);
-    world_until_held(&pair.p, 1);
+    pair_init_buffered(&pair);
     pair_begin_checkpoint(&pair);
     guest_send(&pair.p, 2, 60);
     world_until_held(&pair.p, 2);
