@@ -14,11 +14,13 @@
 #include <fcntl.h>
 #include <glib/gstdio.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 int __real_link(const char *from, const char *to);
@@ -29,49 +31,34 @@ int __wrap_faccessat(int folder, const char *path, int mode, int flags);
 enum { AFTER_LINK_DIE = 1, BEFORE_LINK_DIE, LINK_LOSES_ANSWER, LINK_HANGS, CHECK_HANGS };
 static atomic_int fault;
 static int hang_fds[2]; /* a hanging call reads one byte; the test writes it */
-static GMutex hang_lock;
-static GCond hang_changed;
-static int hang_entered, hang_returned; /* under the lock */
+static sem_t hang_entered, hang_returned;
 
 static void
-count_up(int *counter)
+forget_hangs(void)
 {
-    g_mutex_lock(&hang_lock);
-    ++*counter;
-    g_cond_broadcast(&hang_changed);
-    g_mutex_unlock(&hang_lock);
+    ck_assert_int_eq(sem_init(&hang_entered, 0, 0), 0);
+    ck_assert_int_eq(sem_init(&hang_returned, 0, 0), 0);
+}
+
+/* So many more posts. */
+static void
+wait_posts(sem_t *sem, int count)
+{
+    struct timespec end;
+
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += 20;
+    while (count-- > 0)
+        ck_assert_int_eq(sem_clockwait(sem, CLOCK_MONOTONIC, &end), 0);
 }
 
 static int
-get_count(const int *counter)
+count_posts(sem_t *sem)
 {
-    g_mutex_lock(&hang_lock);
+    int count;
 
-    int count = *counter;
-
-    g_mutex_unlock(&hang_lock);
+    ck_assert_int_eq(sem_getvalue(sem, &count), 0);
     return count;
-}
-
-static void
-wait_count(const int *counter, int count)
-{
-    const gint64 end_us = g_get_monotonic_time() + 20 * G_TIME_SPAN_SECOND;
-    gboolean in_time = TRUE;
-
-    g_mutex_lock(&hang_lock);
-    while (*counter < count && in_time)
-        in_time = g_cond_wait_until(&hang_changed, &hang_lock, end_us);
-    g_mutex_unlock(&hang_lock);
-    ck_assert_int_ge(get_count(counter), count);
-}
-
-static void
-forget_counts(void)
-{
-    g_mutex_lock(&hang_lock);
-    hang_entered = hang_returned = 0;
-    g_mutex_unlock(&hang_lock);
 }
 
 static void
@@ -79,7 +66,7 @@ hang(void)
 {
     char byte;
 
-    count_up(&hang_entered);
+    (void)sem_post(&hang_entered);
     ck_assert_int_eq(read(hang_fds[0], &byte, 1), 1);
 }
 
@@ -98,7 +85,7 @@ __wrap_link(const char *from, const char *to)
     if (mode == AFTER_LINK_DIE)
         _exit(0);
     if (mode == LINK_HANGS)
-        count_up(&hang_returned);
+        (void)sem_post(&hang_returned);
     if (mode == LINK_LOSES_ANSWER) {
         errno = EIO;
         return -1;
@@ -111,7 +98,7 @@ __wrap_faccessat(int folder, const char *path, int mode, int flags)
 {
     if (atomic_load(&fault) == CHECK_HANGS) {
         hang();
-        count_up(&hang_returned);
+        (void)sem_post(&hang_returned);
     }
     return __real_faccessat(folder, path, mode, flags);
 }
@@ -528,7 +515,7 @@ START_TEST(life_hanging_storage_is_unknown_at_the_deadline)
 
     ck_assert_ptr_nonnull(arbiter);
     atomic_store(&fault, LINK_HANGS);
-    forget_counts();
+    forget_hangs();
     claim(arbiter, 2, FALSE, &first);
     assert_got(first, ARBITER_UNKNOWN, 0, "");
     ck_assert_ptr_nonnull(strstr(first.text, "did not answer within 500 ms"));
@@ -538,15 +525,15 @@ START_TEST(life_hanging_storage_is_unknown_at_the_deadline)
     /* Hung threads are bounded, and a full house is an answer too. */
     claim(arbiter, 4, FALSE, &more[0]);
     claim(arbiter, 5, FALSE, &more[1]);
-    wait_count(&hang_entered, 4); /* one that is given up before does not enter */
+    wait_posts(&hang_entered, 4); /* one that is given up before does not enter */
     claim(arbiter, 6, FALSE, &busy);
     assert_got(busy, ARBITER_UNKNOWN, 0, "");
     ck_assert_ptr_nonnull(strstr(busy.text, g_strerror(EBUSY)));
 
     arbiter_free(arbiter); /* does not wait */
-    ck_assert_int_eq(get_count(&hang_returned), 0);
+    ck_assert_int_eq(count_posts(&hang_returned), 0);
     ck_assert_int_eq(write(hang_fds[1], "xxxx", 4), 4);
-    wait_count(&hang_returned, 4);
+    wait_posts(&hang_returned, 4);
     atomic_store(&fault, 0);
 
     /* link(2) had been entered: the claim came to stand after all, and its owner gets it. */
@@ -606,11 +593,11 @@ START_TEST(life_folder_hangs_at_start)
     g_autoptr(Arbiter) arbiter = NULL;
 
     atomic_store(&fault, CHECK_HANGS);
-    forget_counts();
+    forget_hangs();
     arbiter = try_arbiter(folder.path, "host-a", 20, NULL);
     atomic_store(&fault, 0);
     ck_assert_int_eq(write(hang_fds[1], "x", 1), 1);
-    wait_count(&hang_returned, 1);
+    wait_posts(&hang_returned, 1);
     ck_assert_ptr_nonnull(arbiter);
 }
 END_TEST
